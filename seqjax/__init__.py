@@ -1,0 +1,36 @@
+"""seqjax: a functional model zoo for sequences in JAX. Importing it imports jax and numpy, nothing else.
+
+``seqjax.purify``, ``seqjax.nn``, ``seqjax.models``, ``seqjax.train`` and the other modules that need Flax, Optax or
+Orbax are imported when they are first used.
+"""
+
+import importlib
+from typing import Any
+
+from seqjax import cells as cells
+from seqjax import decoding as decoding
+from seqjax import layers as layers
+from seqjax import losses as losses
+from seqjax.cells import CELLS as CELLS
+from seqjax.cells import Cell as Cell
+from seqjax.recurrence import bidirectional as bidirectional
+from seqjax.recurrence import initial_carry as initial_carry
+from seqjax.recurrence import stack as stack
+from seqjax.recurrence import step as step
+from seqjax.recurrence import unroll as unroll
+
+__version__ = "0.1.0"
+
+_LAZY = ("checkpoint", "config", "data", "models", "nn", "reporting", "text", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "purify":
+        return importlib.import_module("seqjax.nn").purify
+    if name in _LAZY:
+        return importlib.import_module(f"seqjax.{name}")
+    raise AttributeError(f"module 'seqjax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY, "purify"])

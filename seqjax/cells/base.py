@@ -1,0 +1,63 @@
+"""What a cell is, and the few helpers that cell files share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.types import Array, Float, PRNGKey
+
+
+class Cell(NamedTuple):
+    """A recurrent cell: two projections and a pointwise function, as pure functions.
+
+        zx_t = x_t w_x + b           everything that does not depend on the carry: hoisted out of the loop
+        zh_t = hidden(carry) w_h     the one product inside the loop
+        carry, y_t = pointwise(rest, carry, zx_t, zh_t)
+
+    ``rest`` is Params with the matrices ``w_x``, ``w_h``, ``w_g`` set to None, so differentiating ``pointwise`` never
+    touches a matrix. ``pointwise`` holds no matrix product, acts on each batch row alone, works along the last axis
+    and closes over no traced value. A cell with ``second`` has a second product that depends on the first,
+    ``zg = second(rest, carry, zx, zh) w_g``, which ``pointwise`` receives as a fifth argument.
+
+    A Cell is static and hashable: close over it or pass it as a static argument, never as a traced one.
+    """
+
+    name: str
+    init: Callable[..., Any]  # (key, d_in, d_hidden, *, dtype=float32) -> Params, a NamedTuple
+    initial: Callable[..., Any]  # (params, zx_t) -> carry of zeros, made by zeros_like
+    hidden: Callable[[Any], Array]  # carry -> h [B, H]
+    pointwise: Callable[..., Any]  # (rest, carry, zx, zh) -> (carry, y)
+    axes: Any  # logical axis names, a PartitionSpec for each field of Params
+    project: Callable[..., Array] | None = None  # (params, xs) -> zx; None is xs w_x + b
+    second: Callable[..., Array] | None = None  # (rest, carry, zx, zh) -> g, with zg = g w_g
+    linear: Callable[..., Any] | None = None  # (rest, zx) -> (a, u) where the carry is h = a h + u
+    readout: Callable[..., Array] | None = None  # (params, ys, zx) -> ys, after the loop
+
+
+def rows(vector: Float[Array, "n"], like: Float[Array, "*B n"]) -> Float[Array, "*B n"]:
+    """A parameter vector, repeated for every batch row of ``like``, in the dtype of ``like``."""
+    return jnp.broadcast_to(vector.astype(like.dtype), like.shape)
+
+
+def state_dtype(dtype) -> jnp.dtype:
+    """The dtype of a carry: at least float32, so that bfloat16 compute does not erode the state over time."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def zeros(zx_t: Float[Array, "*B n"], size: int) -> Float[Array, "*B size"]:
+    """A carry of zeros that inherits batch shape, sharding and varying axes from a projected slice."""
+    return jnp.zeros_like(zx_t[..., :size], dtype=state_dtype(zx_t.dtype))
+
+
+def input_matrix(key: PRNGKey, d_in: int, d_hidden: int, gates: int, dtype) -> Float[Array, "d_in n"]:
+    """Normal entries of variance 1/d_in, so that a projected unit-variance input has unit variance."""
+    return jax.nn.initializers.lecun_normal()(key, (d_in, gates * d_hidden), dtype)
+
+
+def recurrent_matrix(key: PRNGKey, d_hidden: int, gates: int, dtype) -> Float[Array, "d_hidden n"]:
+    """One orthogonal block per gate, which keeps the norm of the state over time (Saxe et al., 2014)."""
+    orthogonal = jax.nn.initializers.orthogonal()
+    blocks = [orthogonal(k, (d_hidden, d_hidden), dtype) for k in jax.random.split(key, gates)]
+    return jnp.concatenate(blocks, axis=1)

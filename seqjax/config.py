@@ -1,0 +1,382 @@
+"""The command line of an experiment, and the config.json of its run directory.
+
+    python -m experiments.<name> [train] [PRESET] [--run DIR] [--config FILE] [--seed N] [--resume] [--field value ...]
+
+A configuration is a frozen dataclass with a field ``seed: int``. Its fields are numbers, strings, paths, Literals,
+tuples, unions of these and None, and nested NamedTuples and frozen dataclasses. It may check itself in
+``__post_init__``, with `InputError`.
+"""
+
+import difflib
+import importlib.metadata
+import inspect
+import itertools
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass, make_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
+
+import jax
+
+from seqjax.errors import InputError
+
+RUNS = Path("runs")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqjax")
+
+C = TypeVar("C")
+
+
+class Run(NamedTuple):
+    """Where a run keeps its files, and whether it continues what is there."""
+
+    directory: Path
+    resume: bool
+
+
+def run_experiment(
+    name: str,
+    presets: Mapping[str, tuple[str, C]],
+    *,
+    train: Callable[[C, Run], None],
+    commands: Mapping[str, tuple[type, Callable[[Any], None]]] | None = None,
+    description: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the command line of ``experiments/<name>.py``, run what it asks for, and return the exit status.
+
+        if __name__ == "__main__":
+            raise SystemExit(run_experiment("lm", PRESETS, train=train, commands={"sample": (Options, sample)}, ...))
+
+    Without ``--resume``, ``train`` gets a directory that holds nothing but config.json. With it, the configuration
+    is the saved one, and whatever the command line says must agree with it.
+
+    Args:
+      name: the name of the experiment's module.
+      presets: name -> (one line on it, configuration), all of one type; the first is the default.
+      train: called as ``train(config, run)``.
+      commands: sub-command -> (dataclass of its options, function of them); the first line of the function's docstring
+        describes it.
+      description: one line on the experiment, for ``--help``.
+      argv: the arguments, by default those of the process.
+
+    Returns:
+      0 done; 2 bad input, told in one line on stderr (as is status 1, for the other errors that seqjax itself
+      raises). Further exceptions pass, and so does ``SystemExit(143)``, by which ``train`` says that it stopped at
+      SIGTERM after saving.
+
+    In a program of several processes, ``jax.distributed.initialize`` comes before this function, and all processes get
+    the same ``--run``.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    commands = commands or {}
+    if clash := {"train", *commands} & set(presets):
+        raise ValueError(f"{clash} are both presets and sub-commands")
+    try:
+        try:
+            job = _parse(name, presets, train, commands, description, argv)
+        except SystemExit as stop:  # tyro has printed help, or what is wrong
+            return stop.code if isinstance(stop.code, int) else 0
+        job()
+    except Exception as error:
+        if not type(error).__module__.startswith("seqjax."):
+            raise
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+def write_config(directory: Path, name: str, config: Any, command_line: Sequence[str]) -> None:
+    """Write config.json: the configuration, and what else is needed to repeat the run."""
+    saved = _to_json(config, "config")
+    _from_json(saved, type(config), "config")  # better now than at --resume
+    record = {
+        "experiment": name,
+        "config": saved,
+        "versions": {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}},
+        "git": _git_revision(),
+        "command": list(command_line),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / "config.json.partial"
+    partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, directory / "config.json")
+
+
+def read_config(path: Path, config_type: type[C]) -> C:
+    """The configuration in a config.json, or in that of a run directory.
+
+    Raises:
+      InputError: the file cannot be read, or a field is unknown, missing without a default, or of another type.
+    """
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        return _from_json(_read(path)["config"], config_type, "config")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def newest_run(name: str) -> Path:
+    """The run directory of experiment ``name`` that was begun last.
+
+    Raises:
+      InputError: there is none.
+    """
+    begun = [(file.stat().st_mtime_ns, file.parent) for file in (RUNS / name).glob("*/config.json")]
+    if not begun:
+        raise InputError(f"no run in {RUNS / name}: train one with `python -m experiments.{name}`, or give --run DIR")
+    return max(begun)[1]
+
+
+# --- the command line
+
+
+def _parse(name, presets, train, commands, description, argv) -> Callable[[], None]:
+    """What the command line asks for, as a function of nothing."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv[:2]))
+    if words and words[0] in commands:
+        options_type, function = commands[words[0]]
+        prog = f"python -m experiments.{name} {words[0]}"
+        options = _tyro(options_type, prog, inspect.getdoc(function) or "", argv[1:])
+        return lambda: function(options)
+
+    named = words[:1] == ["train"]
+    preset = next(iter(words[named:]), None)
+    if preset is not None and preset not in presets:
+        raise InputError(
+            f"{preset!r} is no {'preset' if named else 'sub-command or preset'}"
+            + _nearest(preset, [*presets] if named else ["train", *commands, *presets])
+            + f" (presets: {', '.join(presets)}; sub-commands: {', '.join(['train', *commands])})"
+        )
+    text = _overview(description, presets, commands)
+    options = argv[named + (preset is not None) :]
+    config, directory, resume = _parse_train(name, presets, preset, text, options)
+
+    def job():
+        try:
+            run = Run(directory or _new_directory(name), resume)
+            run.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the run directory ({error}): choose another --run") from error
+        if not resume and jax.process_index() == 0:
+            write_config(run.directory, name, config, argv)
+        train(config, run)
+
+    return job
+
+
+def _parse_train(name, presets, preset, text, args):
+    """The configuration, the run directory (None if a new one is to be made), and whether to resume it."""
+    import tyro
+
+    def option(kind, help, metavar=None):
+        return Annotated[kind, tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint="")]
+
+    places = [
+        ("run", option(Path | None, f"Run directory; by default {RUNS / name}/<time>.", "DIR"), None),
+        ("config", option(Path | None, "Start from a saved config.json instead of a preset.", "FILE"), None),
+        ("resume", tyro.conf.FlagCreatePairsOff[option(bool, "Continue in --run, or in the newest run.")], False),
+    ]
+    prog = f"python -m experiments.{name}"
+    # These three are read first, since they decide what the others are compared with and default to.
+    Places = make_dataclass("Places", places)
+    given, _ = tyro.cli(Places, prog=prog, args=args, add_help=False, return_unknown_args=True, use_underscores=True)
+    if given.config is not None and preset is not None:
+        raise InputError(f"both preset {preset!r} and --config {given.config}: give one of them")
+
+    start = presets[preset or next(iter(presets))][1]
+    directory, saved = given.run, None
+    if given.resume:
+        directory = directory or newest_run(name)
+        saved = read_config(directory / "config.json", type(start))
+        if (experiment := _read(directory / "config.json").get("experiment")) != name:
+            raise InputError(f"{directory} is a run of experiment {experiment!r}, not of {name!r}")
+    if given.config is not None:
+        start = read_config(given.config, type(start))
+    elif saved is not None and preset is None:
+        start = saved
+
+    if {"-h", "--help"} & set(args):
+        prog += " [train] [PRESET]"
+    Options = make_dataclass("Options", [*places, ("settings", Annotated[type(start), tyro.conf.arg(name="")], start)])
+    config = _tyro(Options, prog, text, args).settings
+
+    if saved is not None:
+        _check_equal(directory, saved, config)
+    elif directory is None and jax.process_count() > 1:
+        raise InputError("several processes write to one run directory: give all of them the same --run DIR")
+    elif directory is not None and jax.process_index() == 0 and (directory / "config.json").exists():
+        raise InputError(f"{directory} already holds a run: choose another --run, or continue it with --resume")
+    return config, directory, given.resume
+
+
+def _tyro(kind, prog, description, args):
+    import tyro
+
+    config = (tyro.conf.AvoidSubcommands,)
+    return tyro.cli(kind, prog=prog, description=description, args=args, config=config, use_underscores=True)
+
+
+def _overview(description, presets, commands):
+    default, *_ = presets
+    lines = {"presets": {name: text + " (default)" * (name == default) for name, (text, _) in presets.items()}}
+    described = {name: (inspect.getdoc(function) or "").partition("\n")[0] for name, (_, function) in commands.items()}
+    lines["sub-commands (each has its own --help)"] = {"train": "Train (default).", **described}
+    width = max(len(name) for table in lines.values() for name in table)
+    tables = [[f"{title}:", *(f"  {k:{width}}  {v}" for k, v in table.items())] for title, table in lines.items()]
+    return "\n\n".join([description, *("\n".join(table) for table in tables)])
+
+
+def _new_directory(name):
+    time = datetime.now().strftime("%Y%m%d-%H%M%S")
+    suffixes = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    while True:
+        directory = RUNS / name / (time + next(suffixes))
+        try:
+            directory.mkdir(parents=True)
+            return directory
+        except FileExistsError:  # begun in the same second
+            continue
+
+
+def _check_equal(directory, saved, given):
+    saved, given = _flat(_to_json(saved, "config")), _flat(_to_json(given, "config"))
+    differences = [
+        f"{name} is {saved.get(name)!r} there and {given.get(name)!r} here"
+        for name in {**saved, **given}
+        if saved.get(name) != given.get(name)
+    ]
+    if differences:
+        raise InputError(
+            f"{directory} is a run directory of another configuration: {'; '.join(differences)}. "
+            "Leave these options out to continue it, or begin a new run without --resume"
+        )
+
+
+# --- config.json
+
+
+def _read(path):
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{error.strerror}; name a run directory, or the config.json of one") from error
+    except ValueError as error:
+        raise InputError(f"this is no config.json of a run: {error}") from error
+    if not isinstance(record, dict) or "config" not in record:
+        raise InputError("this is no config.json of a run: it has no entry 'config'")
+    return record
+
+
+def _is_struct(kind):
+    return is_dataclass(kind) or hasattr(kind, "_fields")
+
+
+def _fields(kind):
+    """Field name -> `inspect.Parameter`."""
+    return inspect.signature(kind).parameters
+
+
+def _to_json(value, name):
+    if _is_struct(value):
+        return {field: _to_json(getattr(value, field), f"{name}.{field}") for field in _fields(type(value))}
+    if isinstance(value, tuple):
+        return [_to_json(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name}: a configuration cannot hold {value!r} of {type(value)}")
+
+
+def _from_json(value, kind, name) -> Any:
+    """The value of type `kind` that `_to_json` wrote as `value`; `name` is where it stands in the file."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _from_union(value, args, name)
+    if origin is Literal:
+        if any(type(value) is type(choice) and value == choice for choice in args):
+            return value
+        raise InputError(f"{name} must be one of {', '.join(map(repr, args))}, not {value!r}")
+    if origin is tuple and isinstance(value, list):
+        kinds = [args[0]] * len(value) if args[1:] == (...,) else args
+        if len(kinds) != len(value):
+            raise InputError(f"{name} must have {len(kinds)} values, not {len(value)}: {value!r}")
+        return tuple(_from_json(v, k, f"{name}[{i}]") for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
+    if _is_struct(kind) and isinstance(value, dict):
+        return _from_dict(value, kind, name)
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind is float and value in ("inf", "-inf", "nan"):
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind in (bool, int, str, types.NoneType) and type(value) is kind:
+        return value
+    raise InputError(f"{name} must be {getattr(kind, '__name__', kind)}, not {value!r}")
+
+
+def _from_union(value, kinds, name):
+    if sum(map(_is_struct, kinds)) > 1:
+        raise TypeError(f"{name}: a saved configuration does not tell the members of {kinds} apart; use a preset each")
+    errors = []
+    # None first: a message then tells what the other member expects.
+    for kind in sorted(kinds, key=lambda kind: kind is not types.NoneType):
+        try:
+            return _from_json(value, kind, name)
+        except InputError as error:
+            errors.append(error)
+    raise errors[-1]
+
+
+def _from_dict(values, kind, name):
+    kinds, parameters = typing.get_type_hints(kind), _fields(kind)
+    for field in values:
+        if field not in parameters:
+            hint = _nearest(field, [*parameters]) or f": its fields are {', '.join(parameters)}"
+            raise InputError(f"there is no field {name}.{field}{hint}")
+    for field, parameter in parameters.items():
+        if field not in values and parameter.default is parameter.empty:
+            raise InputError(f"{name}.{field} is missing")
+    return kind(**{field: _from_json(value, kinds[field], f"{name}.{field}") for field, value in values.items()})
+
+
+def _flat(tree, name=""):
+    if not isinstance(tree, dict):
+        return {name: tree}
+    return {
+        k: v for field, value in tree.items() for k, v in _flat(value, f"{name}.{field}" if name else field).items()
+    }
+
+
+def _nearest(word, known):
+    close = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision():
+    """The commit of the working directory, "-dirty" if tracked files differ from it; None outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,240 @@
+"""Generation: one compiled loop over any model that has ``step``.
+
+    step(params, state, tokens [B]) -> (state, logits [B, V])
+
+``state`` and the first logits come from the model's ``prefill``. A function is compiled once for each ``step``,
+``max_length``, ``eos`` and shapes: pass the same function object every time, not a fresh lambda.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from seqjax.errors import InputError
+from seqjax.types import Array, PRNGKey, PyTree
+
+Step = Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
+Option = ArrayLike | None  # one value for all rows or [B], traced or not; None is off
+
+
+class Samples(NamedTuple):
+    """Generated tokens, one row each.
+
+    ``tokens [B, max_length]`` int32, 0 (padding) after the end; ``scores [B]`` float32, the log-probability of the row
+    under the model itself (temperature 1, nothing filtered); ``lengths [B]`` int32. All three include ``eos``.
+    """
+
+    tokens: Array
+    scores: Array
+    lengths: Array
+
+
+def filter_logits(
+    logits: Array, *, temperature: Option = 1.0, top_k: Option = None, top_p: Option = None, min_p: Option = None
+) -> Array:
+    """Reshape a distribution before sampling: temperature, then top-k, then top-p, then min-p; removed tokens are -inf.
+
+    Temperature divides the logits; 0 keeps the argmax alone. Top-k (Fan et al. 2018) keeps exactly the k likeliest
+    tokens, of equal ones those with lower ids. Top-p (nucleus, Holtzman et al. 2020) renormalises what is left, keeps
+    the fewest likeliest tokens whose probabilities reach p, the one that crosses p included. Min-p (Nguyen et al. 2024)
+    keeps tokens at least min_p times as likely as the likeliest. The likeliest token always stays.
+
+    Each option is a scalar or ``[...]``, one for each row, traced or not; None costs nothing.
+
+    Args:
+      logits: ``[..., V]``.
+      temperature: at least 0.
+      top_k: integers, at least 1; more than V keeps all.
+      top_p: in (0, 1].
+      min_p: in [0, 1].
+
+    Returns:
+      ``[..., V]``, float32, or float64 for float64 logits.
+
+    Raises:
+      InputError: an option has another shape or, where its value is known, is out of range.
+
+    >>> print(filter_logits(jnp.array([1.0, 4.0, 3.0, 2.0]), temperature=0.5, top_k=2))
+    [-inf   8.   6. -inf]
+    """
+    _check_options(logits.shape[:-1], temperature, top_k, top_p, min_p)
+    logits = _lift(logits)
+    ids = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+
+    def column(option, dtype):
+        return jnp.broadcast_to(jnp.asarray(option, dtype), logits.shape[:-1])[..., None]
+
+    if temperature is not None:
+        t = column(temperature, logits.dtype)
+        best = lax.argmax(logits, logits.ndim - 1, jnp.int32)[..., None]
+        logits = jnp.where((t > 0) | (ids == best), logits, -jnp.inf) / jnp.where(t > 0, t, 1)
+
+    if top_k is not None or top_p is not None:
+        order = jnp.argsort(logits, axis=-1, stable=True, descending=True)
+        ranked = jnp.take_along_axis(logits, order, axis=-1)
+        if top_k is not None:
+            ranked = jnp.where(ids < column(top_k, jnp.int32), ranked, -jnp.inf)
+        if top_p is not None:
+            p = column(top_p, logits.dtype)
+            probabilities = jax.nn.softmax(ranked, axis=-1)
+            before = jnp.cumsum(probabilities, axis=-1) - probabilities
+            # The sum may round to 1 before the last token.
+            ranked = jnp.where((before < p) | (p >= 1), ranked, -jnp.inf)
+        logits = jnp.take_along_axis(ranked, jnp.argsort(order, axis=-1), axis=-1)
+
+    if min_p is not None:
+        least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(column(min_p, logits.dtype))
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return logits
+
+
+def sample(
+    step: Step,
+    params: PyTree,
+    state: PyTree,
+    logits: Array,
+    key: PRNGKey,
+    *,
+    max_length: int,
+    temperature: Option = 1.0,
+    top_k: Option = None,
+    top_p: Option = None,
+    min_p: Option = None,
+    eos: int | None = None,
+) -> Samples:
+    """Draw tokens until every row has drawn `eos` or has `max_length` of them.
+
+    Token t of row b is drawn with ``fold_in(fold_in(key, b), t)``: a row does not depend on its batch neighbours.
+    Inside ``shard_map`` rows are numbered in each shard: fold ``lax.axis_index`` into the key first.
+
+    Args:
+      step: the model, ``(params, state, tokens [B]) -> (state, logits [B, V])``; pass the same object every time.
+      params: its parameters.
+      state: what ``prefill`` returned.
+      logits: ``[B, V]`` for the first token, also from ``prefill``.
+      key: a typed key.
+      max_length: the most tokens to draw.
+      temperature: see `filter_logits`, as are `top_k`, `top_p` and `min_p`.
+      top_k: how many of the likeliest tokens to keep.
+      top_p: how much of the probability to keep.
+      min_p: the least probability to keep, relative to the largest.
+      eos: the token that ends a row.
+
+    Raises:
+      InputError: `logits`, `max_length`, `eos` or an option is out of range.
+
+    >>> bigram = lambda params, state, tokens: (state, params[tokens])
+    >>> table = jnp.log(jnp.array([[0.0, 1.0, 0.0], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]))
+    >>> samples = sample(bigram, table, (), table[jnp.array([0, 0])], jax.random.key(0), max_length=6, eos=2)
+    >>> print(samples.tokens)
+    [[1 1 1 1 2 0]
+     [1 2 0 0 0 0]]
+    >>> print(samples.lengths, samples.scores / jnp.log(0.5))
+    [5 2] [4. 1.]
+    """
+    _check_loop(logits, max_length, eos)
+    _check_options(logits.shape[:-1], temperature, top_k, top_p, min_p)
+    # One type for each, so that 1, 1.0 and numpy's numbers share a compiled program.
+    options = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
+    options = {name: None if value is None else jnp.asarray(value, jnp.float32) for name, value in options.items()}
+    options["top_k"] = None if top_k is None else jnp.asarray(top_k, jnp.int32)
+    return _sample(step, params, state, logits, key, options, max_length=max_length, eos=eos)
+
+
+def greedy(
+    step: Step, params: PyTree, state: PyTree, logits: Array, *, max_length: int, eos: int | None = None
+) -> Samples:
+    """Take the likeliest token, of equal ones that with the lowest id, until `eos` or `max_length`; see `sample`.
+
+    Raises:
+      InputError: `logits`, `max_length` or `eos` is out of range.
+    """
+    _check_loop(logits, max_length, eos)
+    return _greedy(step, params, state, logits, max_length=max_length, eos=eos)
+
+
+@partial(jax.jit, static_argnames=("step", "max_length", "eos"))
+def _sample(step, params, state, logits, key, options, *, max_length, eos):
+    # The zeros give the row numbers the sharding of the batch.
+    rows = jnp.arange(logits.shape[0]) + jnp.zeros_like(logits[:, 0], dtype=int)
+    row_keys = jax.vmap(partial(jax.random.fold_in, key))(rows)
+
+    def choose(t, logits):
+        keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, t)
+        return jax.vmap(jax.random.categorical)(keys, filter_logits(logits, **options))
+
+    return _generate(step, choose, params, state, logits, max_length, eos)
+
+
+@partial(jax.jit, static_argnames=("step", "max_length", "eos"))
+def _greedy(step, params, state, logits, *, max_length, eos):
+    return _generate(step, lambda t, logits: jnp.argmax(logits, axis=-1), params, state, logits, max_length, eos)
+
+
+def _generate(step, choose, params, state, logits, max_length, eos) -> Samples:
+    """Run the loop; ``choose(t, logits [B, V]) -> tokens [B]``."""
+
+    def draw(t, logits):
+        logits = _lift(logits)
+        token = choose(t, logits).astype(jnp.int32)
+        score = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=-1)[:, 0]
+        done = jnp.zeros_like(token, bool) if eos is None else token == eos
+        return token, score.astype(jnp.float32), done
+
+    def unfinished(carry):
+        t, _, _, done, _ = carry
+        return (t < max_length) & ~jnp.all(done)
+
+    def body(carry):
+        t, state, token, done, (tokens, scores, lengths) = carry
+        state, logits = step(params, state, token)
+        drawn, score, ended = draw(t, logits)
+        token = jnp.where(done, 0, drawn)
+        scores = jnp.where(done, scores, scores + score)
+        samples = Samples(tokens.at[:, t].set(token), scores, lengths + (~done).astype(jnp.int32))
+        return t + 1, state, token, done | ended, samples
+
+    # The first token is drawn outside: the last one then needs no step.
+    token, score, done = draw(jnp.int32(0), logits)
+    first = Samples(jnp.pad(token[:, None], ((0, 0), (0, max_length - 1))), score, jnp.ones_like(token))
+    *_, samples = lax.while_loop(unfinished, body, (jnp.int32(1), state, token, done, first))
+    return samples
+
+
+def _lift(logits):
+    # numpy's promote_types: jax's refuses to mix dtypes under strict promotion.
+    return logits.astype(np.promote_types(logits.dtype, np.float32))
+
+
+def _check_loop(logits, max_length, eos):
+    if logits.ndim != 2:
+        raise InputError(f"logits must be [B, V], the last ones of the prompt, not {logits.shape}")
+    if max_length < 1:
+        raise InputError(f"max_length must be at least 1, not {max_length}")
+    if eos is not None and not 0 <= eos < logits.shape[-1]:
+        raise InputError(f"eos must be a token id in [0, {logits.shape[-1]}), not {eos}; None never stops early")
+
+
+def _check_options(rows: tuple[int, ...], temperature, top_k, top_p, min_p):
+    valid = {
+        "temperature": (temperature, lambda x: x >= 0, "at least 0 (0 takes the argmax, 1 leaves the model as it is)"),
+        "top_k": (top_k, lambda x: (x >= 1) & (x == np.floor(x)), "an integer, at least 1 (None keeps all tokens)"),
+        "top_p": (top_p, lambda x: (x > 0) & (x <= 1), "in (0, 1] (None keeps all tokens)"),
+        "min_p": (min_p, lambda x: (x >= 0) & (x <= 1), "in [0, 1] (None keeps all tokens)"),
+    }
+    for name, (value, holds, domain) in valid.items():
+        if value is None:
+            continue
+        if np.shape(value) not in ((), rows):
+            raise InputError(
+                f"{name} must be a scalar or have the shape {rows}, one for each row, not {np.shape(value)}"
+            )
+        if not isinstance(value, Tracer) and not np.all(holds(np.asarray(value))):
+            raise InputError(f"{name} must be {domain}, not {value}")

@@ -1,0 +1,411 @@
+"""Training: hyperparameters as traced numbers, one pure step, and a loop that can be killed at any moment.
+
+    loss_fn(params, extra, batch, key, hyper) -> ((sum, weight), (extra, metrics))
+
+``extra`` is whatever the loss carries from step to step (the recurrent state of truncated BPTT, running statistics);
+``metrics`` are named ``(sum, weight)`` pairs. Because the Optax chain is built inside the step from ``Hyper``, whose
+leaves are traced, a change of learning rate compiles nothing and a whole study can be vmapped.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from seqjax.checkpoint import Checkpoints, Restored
+from seqjax.errors import InputError
+from seqjax.reporting import Reporter, learning_curve
+from seqjax.types import PRNGKey, PyTree
+
+
+class Hyper(NamedTuple):
+    """Numbers that may differ between members of a study; all are traced."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled (AdamW); acts on matrices, that is on names beginning with ``w``."""
+    clip: float = 1.0
+    """Largest global norm of the gradient; inf does not clip."""
+    b1: float = 0.9
+    """Decay of the first moment; the momentum of SGD."""
+    b2: float = 0.99
+    """Decay of the second moment."""
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    """Decay of the weight average that is evaluated and sampled from; 0 uses the weights themselves."""
+
+
+class State(NamedTuple):
+    """All that a training step reads and writes."""
+
+    step: jax.Array  # updates so far, skipped ones included
+    params: PyTree
+    opt_state: PyTree
+    key: PRNGKey  # the run's key; each step folds its number in
+    extra: PyTree  # what the loss carries: BPTT state, running statistics
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+class AverageState(NamedTuple):
+    """State of `weight_average`."""
+
+    average: PyTree
+
+
+def unit_schedule(kind: Literal["constant", "linear", "cosine", "inverse_sqrt"], steps: int, warmup: int = 0):
+    """A learning-rate schedule of peak 1, to be multiplied by ``hyper.lr``: linear warm-up, then the named decay.
+
+    linear and cosine fall to 0.02 at ``steps``; inverse_sqrt is √(w / t) with w = max(warmup, 1).
+
+    >>> schedule = unit_schedule("cosine", 100, 10)
+    >>> [round(float(schedule(t)), 2) for t in (0, 10, 55, 100)]
+    [0.1, 1.0, 0.51, 0.02]
+    """
+    floor, after = 0.02, max(steps - warmup, 1)
+    decay = {
+        "constant": optax.constant_schedule(1.0),
+        "linear": optax.linear_schedule(1.0, floor, after),
+        "cosine": optax.cosine_decay_schedule(1.0, after, alpha=floor),
+        "inverse_sqrt": lambda t: jnp.sqrt(max(warmup, 1) / jnp.maximum(t + max(warmup, 1), 1)),
+    }[kind]
+    if warmup == 0:
+        return decay
+    # Begins above 0, so that the first step is not lost.
+    return optax.join_schedules([optax.linear_schedule(1.0 / warmup, 1.0, warmup), decay], [warmup])
+
+
+def make_optimizer(
+    kind: Literal["adamw", "sgd"] = "adamw", schedule: Callable = lambda step: 1.0, *, average: bool = False
+) -> Callable[[Hyper], optax.GradientTransformation]:
+    """``hyper -> optax chain``: clip the gradient, then AdamW (Loshchilov and Hutter, 2019) or SGD with momentum.
+
+    Args:
+      kind: "adamw" or "sgd"; weight decay is decoupled in both.
+      schedule: of unit peak, see `unit_schedule`.
+      average: keep an exponential moving average of the weights with decay ``hyper.ema``.
+    """
+
+    def build(hyper: Hyper) -> optax.GradientTransformation:
+        moments = optax.scale_by_adam(hyper.b1, hyper.b2) if kind == "adamw" else optax.trace(hyper.b1)
+        return optax.chain(
+            optax.clip_by_global_norm(hyper.clip),
+            moments,
+            optax.add_decayed_weights(hyper.weight_decay, mask=_decays),
+            optax.scale_by_learning_rate(lambda step: hyper.lr * schedule(step)),
+            *([weight_average(hyper.ema)] if average else []),
+        )
+
+    return build
+
+
+def _decays(params: PyTree) -> PyTree:
+    """True for matrices (``w``, ``w_x``, …); biases ``b`` and gains ``g`` do not decay."""
+
+    def name(path) -> str:
+        return next(str(getattr(k, "name", getattr(k, "key", ""))) for k in reversed(path) if not hasattr(k, "idx"))
+
+    return jax.tree_util.tree_map_with_path(lambda path, _: name(path).startswith("w"), params)
+
+
+def weight_average(decay) -> optax.GradientTransformation:
+    """The last link of a chain: an exponential moving average of the weights after each update.
+
+        average ← d average + (1 - d) params,   d = min(decay, (1 + t) / (10 + t))
+
+    The bound on d forgets the random initial weights early. Read it with `averaged_params`.
+    """
+
+    def init(params):
+        return jnp.zeros((), jnp.int32), AverageState(jax.tree.map(jnp.copy, params))
+
+    def update(updates, state, params=None):
+        assert params is not None, "weight_average needs the weights: optimizer.update(grads, state, params)"
+        count, (average,) = state
+        d = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+        after = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda a, p: (d * a + (1 - d) * p).astype(a.dtype), average, after)
+        return updates, (count + 1, AverageState(average))
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged_params(state: State) -> PyTree:
+    """The averaged weights where the optimizer keeps them, else the weights."""
+    found = [s for s in jax.tree.leaves(state.opt_state, is_leaf=_is_average) if _is_average(s)]
+    return found[0].average if found else state.params
+
+
+def _is_average(node) -> bool:
+    return isinstance(node, AverageState)
+
+
+def init_state(params: PyTree, extra: PyTree, key: PRNGKey, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step."""
+    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, extra)
+
+
+def make_step(loss_fn: Callable, optimizer: Callable[[Hyper], optax.GradientTransformation], *, accumulate: int = 1):
+    """``train_step(state, batch, hyper) -> (state, metrics)``, pure: jit it, vmap it, shard it.
+
+        g = ∇ Σ loss / Σ weight;   params, opt_state ← optimizer(hyper)(g)
+
+    With ``accumulate`` = A > 1 the batch has a leading axis A; the parts are taken one after the other, ``extra``
+    passes through them, and their gradients make one update. A step whose loss or gradient is not finite changes neither
+    weights, optimizer nor ``extra``, whatever the policy of the loop: one bad batch never reaches the weights.
+    Metrics are ``(sum, weight)`` pairs: ``loss``, ``grad_norm``, ``skipped`` and those of the loss.
+    """
+
+    def part(params, extra, batch, key, hyper):
+        def total(params):
+            (loss, weight), (after, metrics) = loss_fn(params, extra, batch, key, hyper)
+            return loss, (weight, after, metrics)
+
+        (loss, (weight, extra, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)
+        return extra, (grads, {"loss": (loss, weight), **metrics})
+
+    def train_step(state: State, batch: PyTree, hyper: Hyper) -> tuple[State, dict]:
+        key = jax.random.fold_in(state.key, state.step)
+        if accumulate == 1:
+            extra, (grads, metrics) = part(state.params, state.extra, batch, key, hyper)
+        else:
+
+            def body(carry, inputs):
+                extra, sums = carry
+                batch, key = inputs
+                extra, more = part(state.params, extra, batch, key, hyper)
+                return (extra, jax.tree.map(jnp.add, sums, more)), None
+
+            inputs = (batch, jax.random.split(key, accumulate))
+            first = jax.tree.map(lambda a: a[0], batch)
+            _, shapes = jax.eval_shape(part, state.params, state.extra, first, key, hyper)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            (extra, (grads, metrics)), _ = lax.scan(body, (state.extra, zeros), inputs)
+
+        loss, weight = metrics["loss"]
+        grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-8).astype(g.dtype), grads)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        updates, opt_state = optimizer(hyper).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        after = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, extra),
+            (state.params, state.opt_state, state.extra),
+        )
+        metrics["grad_norm"] = (norm, jnp.ones_like(norm))
+        # A skipped step counts in nothing but `skipped`.
+        metrics = jax.tree.map(lambda m: jnp.where(finite, m, jnp.zeros_like(m)), metrics)
+        metrics["skipped"] = (1.0 - finite.astype(norm.dtype), jnp.ones_like(norm))
+        params, opt_state, extra = after
+        return State(state.step + 1, params, opt_state, state.key, extra), metrics
+
+    return train_step
+
+
+@dataclass(frozen=True)
+class Loop:
+    """When to report, evaluate and save."""
+
+    steps: int = 2000
+    log_every: int = 50
+    eval_every: int = 250
+    checkpoint_every: int = 250
+    keep: int = 3
+    """Checkpoints kept on disk."""
+    on_nan: Literal["raise", "skip", "rollback"] = "raise"
+    """What to do after a loss or gradient that is not finite (its update is never applied): stop with an error; go on;
+    or return to the last checkpoint and halve the learning rate, at most three times."""
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)}; it must be at least 1 step.")
+
+
+ROLLBACKS = 3
+
+
+class _Position(NamedTuple):
+    """Where a run is, and all it needs to go on from there with the same bits."""
+
+    step: int
+    state: State
+    meter: dict  # metrics summed since the last log
+    seconds: float
+    rollbacks: int
+
+
+class _RollbackRequest(Exception):
+    """Leave the pass over the data and return to the last checkpoint."""
+
+
+def fit(
+    loop: Loop,
+    train_step: Callable,
+    state: State,
+    hyper: Hyper,
+    batches: Callable[[int, int], Iterable],
+    *,
+    directory: Path,
+    evaluate: Callable[[PyTree], dict[str, float]] | None = None,
+    tokens_per_step: int = 0,
+    resume: bool = False,
+    console: bool = True,
+) -> State:
+    """Run ``train_step`` up to ``loop.steps``, with logs, evaluation and checkpoints in ``directory``.
+
+    A run that is killed and resumed continues with the same bits: the checkpoint holds the state and the unfinished
+    averages of the log, the key of a step is a function of its number, and so must be its batch.
+
+    Args:
+      train_step: what `make_step` returned.
+      state: from `init_state`; its arrays are donated.
+      batches: ``(start, stop) -> iterator`` over the batches of steps start … stop-1.
+      evaluate: ``params -> metrics`` on the validation split; gets the averaged weights where they are kept.
+      tokens_per_step: for the tokens/s on screen.
+      resume: go on from the newest intact checkpoint in ``directory``, from the beginning if there is none.
+
+    Raises:
+      TrainingError: a loss was not finite under ``on_nan="raise"``, or once more after three rollbacks.
+      CheckpointError: a checkpoint could not be written.
+      SystemExit: 143, after SIGTERM, once the state is saved.
+    """
+    shapes = jax.eval_shape(train_step, state, next(iter(batches(0, 1))), hyper)[1]
+    meter = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    template = jax.tree.map(_abstract, state)
+    # The running sums stay on the device, so that logging costs no transfer a step.
+    update = jax.jit(
+        lambda state, meter, batch, hyper: _accumulate(meter, *train_step(state, batch, hyper)), donate_argnums=(0, 1)
+    )
+    at = _Position(0, state, meter, 0.0, 0)
+    with Checkpoints(directory / "checkpoints", keep=loop.keep) as checkpoints, _sigterm() as stop:
+        restored = checkpoints.restore(template) if resume else None
+        if restored is not None:
+            at = _unpack(restored, meter)
+        elif loop.on_nan == "rollback":
+            checkpoints.save(0, *_pack(at))
+        resumed = None if restored is None else at.step
+        while True:
+            with Reporter(directory, total_steps=loop.steps, resume_step=resumed, console=console) as reporter:
+                try:
+                    return _pass(
+                        loop, update, hyper, at, batches, evaluate, tokens_per_step, checkpoints, reporter, stop
+                    )
+                except _RollbackRequest as request:
+                    rollbacks = at.rollbacks + 1
+                    if rollbacks > ROLLBACKS:
+                        raise TrainingError(f"{request}; gave up after {ROLLBACKS} rollbacks") from None
+                    restored = checkpoints.restore(template)
+                    assert restored is not None, "a rollback always has the checkpoint of step 0"
+                    at = _unpack(restored, meter)._replace(rollbacks=rollbacks)
+                    resumed = at.step
+                    reporter.note(f"{request}; back to step {at.step}, learning rate halved")
+
+
+def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding if leaf.committed else None)
+
+
+def _pack(at: _Position) -> tuple[State, dict]:
+    """State and metadata of a checkpoint. The sums of the log are few numbers, and JSON keeps every bit of them."""
+    meter = {name: [float(value) for value in pair] for name, pair in jax.device_get(at.meter).items()}
+    return at.state, {"seconds": at.seconds, "rollbacks": at.rollbacks, "meter": meter}
+
+
+def _unpack(restored: Restored, like: dict) -> _Position:
+    pairs = restored.metadata.pop("meter")
+    meter = {name: tuple(map(jnp.asarray, pairs[name], (leaf.dtype for leaf in like[name]))) for name in like}
+    return _Position(restored.step, restored.tree, meter, **restored.metadata)
+
+
+def _accumulate(meter, state, metrics):
+    return state, jax.tree.map(jnp.add, meter, metrics)
+
+
+def _pass(loop, update, hyper, at, batches, evaluate, tokens_per_step, checkpoints, reporter, stop) -> State:
+    """Train from a position to the last step; leaves by an exception for a rollback or a signal to stop."""
+    step, state, meter, seconds, rollbacks = at
+    hyper = hyper._replace(lr=hyper.lr * 0.5**rollbacks)
+    began, logged = time.monotonic() - seconds, (time.monotonic(), step)
+    for batch in batches(step, loop.steps):
+        state, meter = update(state, meter, batch, hyper)
+        step += 1
+        last = step == loop.steps
+        if step % loop.log_every == 0 or last:
+            values = averages(meter)
+            meter = jax.tree.map(jnp.zeros_like, meter)
+            now = time.monotonic()
+            rate = {"tokens/s": tokens_per_step * (step - logged[1]) / (now - logged[0])} if tokens_per_step else {}
+            logged = (now, step)
+            skipped = values.pop("skipped")
+            reporter.metrics(step, "train", values | ({"skipped": skipped} if skipped else {}), now - began)
+            reporter.progress(step, {"loss": values["loss"], **rate})
+            if skipped:
+                _on_nan(loop.on_nan, skipped, step, reporter)
+        if evaluate is not None and (step % loop.eval_every == 0 or last):
+            values = evaluate(averaged_params(state))
+            reporter.metrics(step, "validation", values, time.monotonic() - began)
+            logged = (time.monotonic(), step)
+        stopping = stop.is_set() and not last
+        if step % loop.checkpoint_every == 0 or last or stopping:
+            checkpoints.save(step, *_pack(_Position(step, state, meter, time.monotonic() - began, rollbacks)))
+        if stopping:
+            checkpoints.wait()
+            reporter.note(f"stopped by SIGTERM; saved at step {step}, go on with --resume")
+            raise SystemExit(143)
+    return state
+
+
+def _on_nan(policy: str, skipped: float, step: int, reporter: Reporter) -> None:
+    message = f"the loss or its gradient was not finite in {skipped:.0%} of the last steps up to step {step}"
+    if policy == "raise":
+        raise TrainingError(
+            f"{message}; lower lr or clip, or choose on_nan skip or rollback. Their updates were not applied: the "
+            "checkpoints are good."
+        )
+    if policy == "rollback":
+        raise _RollbackRequest(message)
+    reporter.note(f"{message}; skipped them")
+
+
+def averages(metrics: dict) -> dict[str, float]:
+    """Each ``(sum, weight)`` pair divided, once, as Python floats; NaN where the weight is 0."""
+    host = jax.device_get(metrics)
+    return {name: float(total / weight) if weight else math.nan for name, (total, weight) in sorted(host.items())}
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, so that the loop can save before it ends. Outside the main thread: never set."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def summarise(directory: Path, values: dict[str, float]) -> None:
+    """Write ``summary.json`` and the learning curve of a finished run."""
+    (directory / "summary.json").write_text(json.dumps(values, indent=2) + "\n")
+    learning_curve(directory)

@@ -1,0 +1,489 @@
+"""The conformance suite of the recurrent core: every cell in CELLS, every implementation, every option."""
+
+import functools
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import seqjax
+from seqjax.cells import elman
+from seqjax.recurrence import IMPLEMENTATIONS
+from tests import oracles
+
+T, B, D, H = 5, 4, 3, 6
+LENGTHS = np.array([T, 0, 3, 1], np.int32)
+CELLS = list(seqjax.CELLS.values())
+OPTIONS = ("lengths", "resets", "reverse", "checkpoint", "carry")
+# Rows in which every pair of options takes all four combinations of off and on.
+PAIRS = [
+    (0, 0, 0, 0, 0),
+    (0, 0, 1, 1, 1),
+    (1, 0, 0, 1, 0),
+    (1, 1, 1, 0, 0),
+    (0, 1, 0, 0, 1),
+    (1, 1, 0, 1, 1),
+    (1, 0, 1, 0, 1),
+    (0, 1, 1, 1, 0),
+]
+PRODUCT = [row for row in itertools.product((0, 1), repeat=len(OPTIONS)) if row not in PAIRS]
+
+each_cell = pytest.mark.parametrize("cell", CELLS, ids=[cell.name for cell in CELLS])
+each_implementation = pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
+
+
+def problem(cell, dtype, seed=0):
+    """Params, inputs, carry and the cotangents of one random problem."""
+    rng = np.random.default_rng(seed)
+    params = oracles.random_like(rng, cell.init(jax.random.key(0), D, H, dtype=dtype))
+    xs = jnp.asarray(rng.normal(size=(T, B, D)), dtype)
+    carry = oracles.random_like(rng, seqjax.initial_carry(cell, params, xs[0]))
+    weights = jnp.asarray(rng.normal(size=(T, B, H)), dtype)
+    return params, xs, carry, weights
+
+
+def objective(run, weights, params, xs, carry):
+    """A scalar that touches every output and every entry of the final carry."""
+    carry, ys = run(params, xs, carry)
+    total = jnp.sum((ys * weights).astype(carry.h.dtype))
+    return total + sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(carry)), (carry, ys)
+
+
+def gradients_of(run, weights):
+    return jax.value_and_grad(functools.partial(objective, run, weights), argnums=(0, 1, 2), has_aux=True)
+
+
+def value_and_gradients(run, weights, *arguments):
+    return jax.jit(gradients_of(run, weights))(*arguments)
+
+
+def options_of(row):
+    chosen = dict(zip(OPTIONS, row, strict=True))
+    lengths = LENGTHS if chosen["lengths"] else None
+    resets = np.random.default_rng(1).random((T, B)) < 0.4 if chosen["resets"] else None
+    return lengths, resets, bool(chosen["reverse"]), 2 if chosen["checkpoint"] else None, bool(chosen["carry"])
+
+
+def check(cell, implementation, row, dtype=jnp.float64):
+    lengths, resets, reverse, every, given = options_of(row)
+    params, xs, carry, weights = problem(cell, jnp.float64)
+    carry = carry if given else None
+
+    def ours(params, xs, carry):
+        return seqjax.unroll(
+            cell,
+            params,
+            xs,
+            carry,
+            lengths=None if lengths is None else jnp.asarray(lengths),
+            resets=None if resets is None else jnp.asarray(resets),
+            reverse=reverse,
+            implementation=implementation,
+            checkpoint_every=every,
+        )
+
+    def oracle(params, xs, carry):
+        return oracles.loop(cell, params, xs, carry, lengths, resets, reverse)
+
+    # Not under jit: compiling the literal loop would take longer than running it.
+    expected = gradients_of(oracle, weights)(params, xs, carry)
+    problem_in = jax.tree.map(lambda a: a.astype(dtype), (weights, params, xs, carry))
+    (value, outputs), gradients = value_and_gradients(ours, *problem_in)
+    (expected_value, expected_outputs), expected_gradients = expected
+    tolerance, gradient_tolerance = (1e-10, 1e-10) if dtype == jnp.float64 else (1e-5, 1e-4)
+    close(outputs, expected_outputs, tolerance)
+    close((value, gradients), (expected_value, expected_gradients), gradient_tolerance)
+
+
+def close(actual, expected, tolerance):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), actual, expected)
+
+
+@pytest.mark.usefixtures("x64")
+@each_cell
+@each_implementation
+def test_float32_is_close_to_a_float64_loop(cell, implementation):
+    check(cell, implementation, (1, 1, 0, 1, 1), jnp.float32)
+
+
+@pytest.mark.usefixtures("x64")
+@each_cell
+@each_implementation
+@pytest.mark.parametrize("row", PAIRS, ids=str)
+def test_unroll_equals_a_plain_loop(cell, implementation, row):
+    check(cell, implementation, row)
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("x64")
+@each_cell
+@each_implementation
+@pytest.mark.parametrize("row", PRODUCT, ids=str)
+def test_unroll_equals_a_plain_loop_full(cell, implementation, row):
+    check(cell, implementation, row)
+
+
+@pytest.mark.fast
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", list(oracles.EQUATIONS))
+def test_step_equals_the_equation(name):
+    cell = seqjax.CELLS[name]
+    params, xs, carry, _ = problem(cell, jnp.float64)
+    after, y = seqjax.step(cell, params, carry, xs[0])
+    arrays = {field: np.asarray(value) for field, value in params._asdict().items()}
+    for b in range(B):
+        row = {field: np.asarray(value[b]) for field, value in carry._asdict().items()}
+        expected, expected_y = oracles.EQUATIONS[name](arrays, row, np.asarray(xs[0, b]))
+        np.testing.assert_allclose(y[b], expected_y, rtol=1e-12)
+        for field, value in expected.items():
+            np.testing.assert_allclose(getattr(after, field)[b], value, rtol=1e-12)
+
+
+@pytest.mark.fast
+@pytest.mark.usefixtures("x64")
+@each_implementation
+@pytest.mark.parametrize("name", ["elman", "lstm", "gru"])
+def test_equals_torch(name, implementation):
+    golden = np.load(Path(__file__).parent / "golden" / "torch_rnn.npz")
+    record = {k.split(".")[1]: jnp.asarray(v) for k, v in golden.items() if k.startswith(f"{name}.")}
+    cell = seqjax.CELLS[name]
+
+    def to_params(torch_weights):
+        w_ih, w_hh, b_ih, b_hh = torch_weights
+        if name == "gru":
+            return seqjax.cells.gru.Params(w_ih.T, w_hh.T, b_ih, b_hh)
+        return type(cell.init(jax.random.key(0), 1, 1))(w_ih.T, w_hh.T, b_ih + b_hh)
+
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    letters = "hc" if name == "lstm" else "h"
+    carry_type = getattr(seqjax.cells, name).Carry
+    cotangents = (carry_type(*(record[f"cotangent_{x}"] for x in letters)), record["cotangent_ys"])
+
+    @jax.jit
+    def run(weights, xs, carry):
+        return jax.vjp(
+            lambda w, xs, c: seqjax.unroll(cell, to_params(w), xs, c, implementation=implementation),
+            weights,
+            xs,
+            carry,
+        )
+
+    carry0 = carry_type(*(record[f"{x}0"] for x in letters))
+    (carry, ys), pull = run(tuple(record[n] for n in names), record["xs"], carry0)
+    dweights, dxs, dcarry = pull(cotangents)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12)
+    close(ys, record["ys"])
+    close(dxs, record["dxs"])
+    for letter in letters:
+        close(getattr(carry, letter), record[letter])
+        close(getattr(dcarry, letter), record[f"d{letter}0"])
+    for gradient, n in zip(dweights, names, strict=True):
+        close(gradient, record[f"d{n}"])
+
+
+@each_cell
+@each_implementation
+def test_two_halves_are_the_whole(cell, implementation):
+    params, xs, carry, _ = problem(cell, jnp.float32)
+    run = functools.partial(seqjax.unroll, cell, params, implementation=implementation)
+    whole, ys = run(xs, carry)
+    middle, first = run(xs[:2], carry)
+    last, second = run(xs[2:], middle)
+    np.testing.assert_allclose(jnp.concatenate([first, second]), ys, rtol=1e-5, atol=1e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), last, whole)
+
+
+@pytest.mark.fast
+@each_cell
+@each_implementation
+@pytest.mark.parametrize("reverse", [False, True])
+def test_poisoned_padding_changes_nothing(cell, implementation, reverse):
+    params, xs, carry, weights = problem(cell, jnp.float32)
+    lengths = jnp.asarray(LENGTHS)
+    padding = jnp.arange(T)[:, None] >= lengths[None]
+    poisoned = jnp.where(padding[..., None], jnp.nan, xs)
+    resets = jnp.zeros((T, B), bool)
+
+    def run(resets, params, xs, carry):
+        return seqjax.unroll(
+            cell, params, xs, carry, lengths=lengths, resets=resets, reverse=reverse, implementation=implementation
+        )
+
+    clean = value_and_gradients(functools.partial(run, resets), weights, params, xs, carry)
+    dirty = value_and_gradients(functools.partial(run, resets | padding), weights, params, poisoned, carry)
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+    (_, (final, ys)), _ = dirty
+    assert not np.any(np.asarray(ys)[np.asarray(padding)])
+    jax.tree.map(lambda f, c: np.testing.assert_array_equal(f[1], c[1]), final, carry)
+
+
+@each_cell
+@each_implementation
+def test_resets_are_separate_runs(cell, implementation):
+    params, xs, _, _ = problem(cell, jnp.float32)
+    resets = jnp.zeros((T, B), bool).at[2].set(True)
+    for reverse in (False, True):
+        run = functools.partial(seqjax.unroll, cell, params, reverse=reverse, implementation=implementation)
+        _, ys = run(xs, resets=resets)
+        parts = [run(xs[:2])[1], run(xs[2:])[1]]
+        np.testing.assert_allclose(ys, jnp.concatenate(parts), rtol=1e-5, atol=1e-6)
+
+
+@each_cell
+@each_implementation
+def test_vmap_over_parameters(cell, implementation):
+    _, xs, _, weights = problem(cell, jnp.float32)
+    members = [problem(cell, jnp.float32, seed)[0] for seed in range(3)]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *members)
+
+    def loss(params):
+        return jnp.sum(seqjax.unroll(cell, params, xs, implementation=implementation)[1] * weights)
+
+    batched = jax.jit(jax.vmap(jax.value_and_grad(loss)))(stacked)
+    for i, params in enumerate(members):
+        alone = jax.value_and_grad(loss)(params)
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5), batched, alone)
+
+
+def sharded_problem(cell, implementation):
+    params, xs, carry, weights = problem(cell, jnp.float32)
+    lengths, resets = jnp.asarray(LENGTHS), jnp.zeros((T, B), bool).at[2].set(True)
+
+    def loss(params, xs, carry, weights, lengths, resets):
+        carry, ys = seqjax.unroll(
+            cell, params, xs, carry, lengths=lengths, resets=resets, implementation=implementation
+        )
+        return jnp.sum(ys * weights) + sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(carry))
+
+    arguments = (params, xs, carry, weights, lengths, resets)
+    specs = (
+        jax.tree.map(lambda _: P(), params),
+        P(None, "data"),
+        jax.tree.map(lambda _: P("data"), carry),
+        P(None, "data"),
+        P("data"),
+        P(None, "data"),
+    )
+    expected = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*arguments)
+    return loss, arguments, specs, expected
+
+
+def place(mesh, arguments, specs):
+    return jax.tree.map(lambda a, s: jax.device_put(a, NamedSharding(mesh, s)), arguments, specs)
+
+
+close_sharded = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+
+
+@each_cell
+@each_implementation
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_on_a_mesh(cell, implementation, axis_type):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(axis_type,))
+    loss, arguments, specs, expected = sharded_problem(cell, implementation)
+    with jax.set_mesh(mesh):
+        actual = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*place(mesh, arguments, specs))
+    jax.tree.map(close_sharded, actual, expected)
+
+
+@each_cell
+@each_implementation
+def test_under_shard_map(cell, implementation):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    loss, arguments, specs, expected = sharded_problem(cell, implementation)
+
+    def total(*arguments):
+        return jax.shard_map(
+            lambda *local: jax.lax.psum(loss(*local), "data"), mesh=mesh, in_specs=specs, out_specs=P()
+        )(*arguments)
+
+    actual = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*arguments)
+    jax.tree.map(close_sharded, actual, expected)
+
+
+@pytest.mark.fast
+@each_cell
+@each_implementation
+def test_bfloat16_compute(cell, implementation):
+    params, xs, carry, weights = problem(cell, jnp.float32)
+    run = functools.partial(seqjax.unroll, cell, implementation=implementation)
+    (_, (_, ys)), grads = value_and_gradients(lambda p, x, c: run(p, x, c), weights, params, xs, carry)
+    low = xs.astype(jnp.bfloat16)
+    (_, (final, ys_low)), grads_low = value_and_gradients(
+        lambda p, x, c: run(p, x, c), weights.astype(jnp.bfloat16), params, low, carry
+    )
+    assert ys_low.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((final, grads_low[0])))
+    np.testing.assert_allclose(ys_low.astype(jnp.float32), ys, atol=4e-2)
+    for low_gradient, gradient in zip(jax.tree.leaves(grads_low[0]), jax.tree.leaves(grads[0]), strict=True):
+        cosine = jnp.vdot(low_gradient, gradient) / (jnp.linalg.norm(low_gradient) * jnp.linalg.norm(gradient))
+        assert cosine > 0.999
+
+
+@each_cell
+@each_implementation
+def test_one_step_one_row(cell, implementation):
+    params, xs, _, _ = problem(cell, jnp.float32)
+    carry, ys = seqjax.unroll(cell, params, xs[:1, :1], implementation=implementation)
+    expected_carry, expected = seqjax.step(cell, params, None, xs[0, :1])
+    np.testing.assert_allclose(ys[0], expected, rtol=1e-5, atol=1e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), carry, expected_carry)
+
+
+@each_cell
+@each_implementation
+def test_carries(cell, implementation):
+    params, xs, carry, _ = problem(cell, jnp.float32)
+    final, ys, carries = seqjax.unroll(cell, params, xs, carry, return_carries=True, implementation=implementation)
+    again, expected = seqjax.unroll(cell, params, xs, carry, implementation=implementation)
+    np.testing.assert_array_equal(ys, expected)
+    jax.tree.map(lambda all_, last: np.testing.assert_array_equal(all_[-1], last), carries, final)
+    jax.tree.map(np.testing.assert_array_equal, final, again)
+    jax.tree.map(lambda a, b: a.shape == b.shape or pytest.fail("carry changed shape"), final, carry)
+
+
+@each_cell
+def test_second_call_compiles_nothing(cell):
+    params, xs, carry, _ = problem(cell, jnp.float32)
+    run = functools.partial(seqjax.unroll, cell, params, xs, lengths=jnp.asarray(LENGTHS))
+    run(carry)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: compiled.append(event) if "compile" in event else None
+    )
+    try:
+        run(carry)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert compiled == []
+
+
+def scan_bodies(jaxpr):
+    """Every scan body inside a jaxpr, however deeply nested."""
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                if equation.primitive.name == "scan":
+                    yield inner
+                yield from scan_bodies(inner)
+
+
+def products(jaxpr):
+    """The number of matrix products in a jaxpr."""
+    count = sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns)
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                count += products(inner)
+    return count
+
+
+@each_cell
+def test_fused_loops_hold_one_product_a_stage(cell):
+    params, xs, carry, weights = problem(cell, jnp.float32)
+    run = functools.partial(seqjax.unroll, cell, implementation="fused")
+    gradient = jax.grad(functools.partial(objective, run, weights), argnums=(0, 1, 2), has_aux=True)
+    stages = 1 + (cell.second is not None)
+    bodies = list(scan_bodies(jax.make_jaxpr(gradient)(params, xs, carry).jaxpr))
+    assert [products(body) for body in bodies] == [stages, stages]
+
+
+@each_implementation
+def test_bidirectional(implementation):
+    cell = seqjax.CELLS["gru"]
+    (forward, xs, _, _), (backward, *_) = problem(cell, jnp.float32), problem(cell, jnp.float32, 1)
+    lengths = jnp.asarray(LENGTHS)
+    (carry_f, carry_b), ys = seqjax.bidirectional(
+        cell, forward, backward, xs, lengths=lengths, implementation=implementation
+    )
+    for b, length in enumerate(lengths.tolist()):
+        if length:
+            row = xs[:length, b : b + 1]
+            last, y_f = seqjax.unroll(cell, forward, row)
+            first, y_b = seqjax.unroll(cell, backward, row[::-1])
+            np.testing.assert_allclose(ys[:length, b, :H], y_f[:, 0], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(ys[:length, b, H:], y_b[::-1, 0], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(carry_f.h[b], last.h[0], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(carry_b.h[b], first.h[0], rtol=1e-5, atol=1e-6)
+
+
+def test_stack_is_layer_after_layer(key):
+    cell = seqjax.CELLS["lstm"]
+    layers = [cell.init(key, D, H), cell.init(key, H, H)]
+    xs = problem(cell, jnp.float32)[1]
+    carries, ys = seqjax.stack(cell, layers, xs)
+    first, middle = seqjax.unroll(cell, layers[0], xs)
+    second, expected = seqjax.unroll(cell, layers[1], middle)
+    np.testing.assert_array_equal(ys, expected)
+    jax.tree.map(np.testing.assert_array_equal, carries, (first, second))
+    # Dropout acts between the layers only, and with a traced rate.
+    dropped = jax.jit(lambda rate: seqjax.stack(cell, layers, xs, dropout=rate, key=key)[1])
+    np.testing.assert_allclose(dropped(0.0), ys, atol=1e-6)
+    one_layer = seqjax.stack(cell, layers[:1], xs, dropout=0.5, key=key)[1]
+    np.testing.assert_array_equal(one_layer, middle)
+    assert not np.allclose(dropped(0.5), ys)
+    empty = seqjax.unroll(cell, layers[1], jnp.zeros_like(middle))[1]
+    np.testing.assert_allclose(dropped(1.0), empty, atol=1e-6)
+
+
+def test_forward_mode_with_scan():
+    cell = seqjax.CELLS["gru"]
+    params, xs, carry, _ = problem(cell, jnp.float32)
+    primal, tangent = jax.jvp(
+        lambda xs: seqjax.unroll(cell, params, xs, carry, implementation="scan")[1], (xs,), (jnp.ones_like(xs),)
+    )
+    assert primal.shape == tangent.shape == (T, B, H)
+
+
+def test_nonlinearity_is_an_option():
+    relu = elman.make(jax.nn.relu, "elman_relu")
+    assert relu is elman.make(jax.nn.relu, "elman_relu")
+    params, xs, _, _ = problem(relu, jnp.float32)
+    assert np.min(seqjax.unroll(relu, params, xs)[1]) == 0
+
+
+def test_closing_over_a_traced_value():
+    params, xs, _, _ = problem(elman.CELL, jnp.float32)
+
+    def loss(gain, implementation):
+        def pointwise(rest, carry, zx, zh):
+            h = jnp.tanh(gain * (zx + zh))
+            return elman.Carry(h), h
+
+        cell = elman.CELL._replace(name="closing", pointwise=pointwise)
+        return jnp.sum(seqjax.unroll(cell, params, xs, implementation=implementation)[1])
+
+    with pytest.raises(ValueError, match=r"'closing'.*close over a traced value.*field of the cell's Params"):
+        jax.grad(loss)(1.0, "fused")
+    assert jnp.isfinite(jax.grad(loss)(1.0, "scan"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"xs": jnp.zeros((T, D))}, "time-major"),
+        ({"xs": jnp.zeros((0, B, D))}, "no steps"),
+        ({"xs": jnp.zeros((T, B, D), jnp.int32)}, "embed tokens first"),
+        ({"xs": jnp.zeros((T, B, D + 1))}, r"xs has 4 features, but w_x has 3 rows"),
+        ({"lengths": jnp.zeros(B + 1, jnp.int32)}, r"lengths is int32\[5\]"),
+        ({"lengths": jnp.zeros(B)}, r"lengths is float32\[4\]"),
+        ({"resets": jnp.zeros((B, T), bool)}, r"resets is bool\[4, 5\]"),
+        ({"implementation": "cuda"}, r"implementation='cuda' is unknown; choose from \['fused', 'scan'\]"),
+        ({"checkpoint_every": 0}, "checkpoint_every=0"),
+    ],
+)
+def test_errors_name_argument_value_and_remedy(change, message):
+    params, xs, _, _ = problem(elman.CELL, jnp.float32)
+    arguments = {"xs": xs} | change
+    # What the user sees: the annotation checks of the test session would speak first.
+    with pytest.raises(ValueError, match=message):
+        seqjax.recurrence.unroll.__wrapped__(elman.CELL, params, **arguments)

@@ -1,0 +1,197 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from seqjax.errors import InputError
+from seqjax.text import (
+    EOS,
+    SPECIALS,
+    UNK,
+    ByteTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    split_words,
+    train_tokenizer,
+)
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+KINDS = ("char", "byte", "word")
+ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
+
+
+@given(ANY_TEXT)
+def test_char_decode_inverts_encode(text):
+    tokenizer = train_tokenizer("char", [text])
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.unknown(text) == []
+
+
+@given(st.text())
+def test_byte_decode_inverts_encode(text):
+    tokenizer = ByteTokenizer()
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode(text)) == len(text.encode())
+
+
+@given(st.text())
+def test_word_spacing_settles_after_one_decode(text):
+    tokenizer = train_tokenizer("word", [text])
+    ids = tokenizer.encode(text)
+    np.testing.assert_array_equal(tokenizer.encode(tokenizer.decode(ids)), ids)
+
+
+@given(text=ANY_TEXT, kind=st.sampled_from(KINDS))
+def test_saved_tokenizer_is_the_same(tmp_path_factory, text, kind):
+    path = tmp_path_factory.mktemp("tokenizer") / "run" / "tokenizer.json"
+    tokenizer = train_tokenizer(kind, [text])
+    save_tokenizer(tokenizer, path)
+    assert load_tokenizer(path) == tokenizer
+    assert [entry.name for entry in path.parent.iterdir()] == ["tokenizer.json"]
+
+
+@given(pieces=st.lists(st.text()), kind=st.sampled_from(KINDS), data=st.data())
+def test_vocabulary_does_not_depend_on_the_order_of_the_texts(pieces, kind, data):
+    shuffled = data.draw(st.permutations(pieces))
+    assert train_tokenizer(kind, pieces) == train_tokenizer(kind, iter(shuffled))
+
+
+@given(text=st.text(), seen=st.text())
+def test_unknown_characters_are_those_that_encode_as_unk(text, seen):
+    tokenizer = train_tokenizer("char", [seen])
+    ids = tokenizer.encode(text)
+    assert [char for char, i in zip(text, ids, strict=True) if i == UNK] == [char for char in text if char not in seen]
+    assert tokenizer.unknown(text) == list(dict.fromkeys(char for char in text if char not in seen))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interface(kind):
+    tokenizer = train_tokenizer(kind, ["To be, or not to be"])
+    assert isinstance(tokenizer, Tokenizer)
+    assert tokenizer.kind == kind
+    assert tokenizer.vocab[:4] == SPECIALS
+    assert tokenizer.vocab_size == len(tokenizer.vocab) == len(set(tokenizer.vocab))
+    ids = tokenizer.encode("to be")
+    assert ids.dtype == np.int32
+    assert ids.ndim == 1
+    assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == tokenizer.decode(jnp.asarray(ids)) == "to be"
+    assert tokenizer.encode("").shape == (0,)
+    assert tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_cannot_be_typed(kind):
+    text = "<eos> <pad> <unk>"
+    tokenizer = train_tokenizer(kind, [text])
+    assert min(tokenizer.encode(text)) > EOS
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("char", "a\ufffdb"), ("byte", "a\ufffdb"), ("word", "a <unk> b")])
+def test_decode_drops_specials_and_shows_unk(kind, expected):
+    tokenizer = train_tokenizer(kind, ["a b"])
+    a, b = tokenizer.encode("a")[0], tokenizer.encode("b")[0]
+    assert tokenizer.decode([2, 0, a, 1, b, 3]) == expected
+
+
+def test_byte_decode_replaces_broken_characters():
+    tokenizer = ByteTokenizer()
+    assert tokenizer.decode(tokenizer.encode("é")[:1]) == "\ufffd"
+
+
+def test_byte_vocabulary_is_readable():
+    vocab = ByteTokenizer().vocab
+    assert (len(vocab), vocab[4 + ord("A")], vocab[4 + 10]) == (260, "A", "<0x0A>")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("I don't.", ["I", "don't", "."]),
+        ("don’t rock-n-roll", ["don’t", "rock", "-", "n", "-", "roll"]),
+        ("a\r\n\n  b\t c", ["a", "\n", "\n", "b", "c"]),
+        ("हिन्दी cafe\u0301!", ["हिन्दी", "cafe\u0301", "!"]),
+    ],
+)
+def test_split_words(text, words):
+    assert split_words(text) == words
+
+
+def test_word_spacing():
+    text = 'JULIET:\nO Romeo, (wherefore) art thou "Romeo"?\n\nDon\'t!'
+    tokenizer = train_tokenizer("word", [text])
+    assert tokenizer.decode(tokenizer.encode(text)) == 'JULIET:\nO Romeo, (wherefore) art thou " Romeo "?\n\nDon\'t!'
+
+
+def test_vocabulary_order():
+    assert train_tokenizer("char", ["zza", "é"]).vocab[4:] == ("a", "z", "é")
+    assert train_tokenizer("word", ["b a", "c b"]).vocab[4:] == ("b", "a", "c")
+    assert train_tokenizer("word", "b a").vocab[4:] == ("a", "b")
+
+
+def test_min_count_and_max_size():
+    assert train_tokenizer("char", ["aab"], min_count=2).vocab[4:] == ("a",)
+    assert train_tokenizer("char", ["zzyx"], max_size=6).vocab[4:] == ("x", "z")
+    assert train_tokenizer("word", ["z z y x"], max_size=6).vocab[4:] == ("z", "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "bpe"}, "kind: no tokenizer 'bpe'; choose one of char, byte, word"),
+        ({"kind": "char", "min_count": 0}, "min_count: 0"),
+        ({"kind": "word", "max_size": 4}, "max_size: 4"),
+    ],
+)
+def test_bad_training_arguments(arguments, message):
+    with pytest.raises(InputError, match=message):
+        train_tokenizer(arguments.pop("kind"), ["a"], **arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ids", [[-1], [4, 10_000], [[4, 4]]])
+def test_bad_ids(kind, ids):
+    with pytest.raises(InputError, match="ids"):
+        train_tokenizer(kind, ["a"]).decode(np.array(ids))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a tokenizer file"),
+        (b"\xff\xfe", "not a tokenizer file"),
+        (b"[1]", "not a tokenizer file"),
+        (b'{"version": 2}', "of version 2, this seqjax reads version 1"),
+        (b'{"version": 1, "kind": "char"}', "damaged"),
+        (b'{"version": 1, "kind": "bpe", "vocab": ["<pad>", "<unk>", "<sos>", "<eos>"]}', "damaged"),
+        (b'{"version": 1, "kind": "char", "vocab": ["a"]}', "damaged"),
+        (b'{"version": 1, "kind": "char", "vocab": ["<pad>", "<unk>", "<sos>", "<eos>", "ab"]}', "damaged"),
+        (b'{"version": 1, "kind": "word", "vocab": ["<pad>", "<unk>", "<sos>", "<eos>", "a", "a"]}', "damaged"),
+        (b'{"version": 1, "kind": "byte", "vocab": ["<pad>", "<unk>", "<sos>", "<eos>", "a"]}', "damaged"),
+    ],
+)
+def test_bad_files(tmp_path, content, message):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as raised:
+        load_tokenizer(path)
+    assert str(path) in str(raised.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match="cannot read the tokenizer"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(InputError, match="cannot read the tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_file_content(tmp_path):
+    tokenizer = train_tokenizer("char", ["é"])
+    save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    assert content == tokenizer.to_json() == {"version": 1, "kind": "char", "vocab": [*SPECIALS, "é"]}
