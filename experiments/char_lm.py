@@ -9,7 +9,7 @@ Any UTF-8 text is a corpus (``--data.path FILE``), of any size: tokens are memor
 experiments/README.md.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from seqjax.config import Run, newest_run, read_config, run_experiment
 from seqjax.data import BPTTWindows, batches, evaluation_windows, text_file, tokens
 from seqjax.errors import InputError
 from seqjax.models import rnn_lm
-from seqjax.text import EOS, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from seqjax.text import EOS, SPECIALS, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
 NAME = "char_lm"
 TEMPERATURES = (0.5, 0.8, 1.0)
@@ -66,9 +66,9 @@ class Config:
     """Windows whose gradients make one update."""
 
     def __post_init__(self):
-        for name in ("batch_size", "window", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least 1.")
+        for name, least in {"batch_size": 1, "window": 1, "accumulate": 1, "warmup": 0}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)}; it must be at least {least}.")
 
 
 PRESETS = {
@@ -86,6 +86,7 @@ PRESETS = {
         Config(
             model=rnn_lm.Config(d_embed=16, d_hidden=32),
             loop=train.Loop(steps=40, log_every=10, eval_every=20, checkpoint_every=20),
+            warmup=5,
             batch_size=8,
             window=16,
         ),
@@ -122,7 +123,10 @@ def prepare(config: Config, directory: Path) -> tuple[Tokenizer, dict[str, np.nd
     splits = corpus(config.data)
     if not path.exists():
         texts = (piece for piece, _ in splits["train"])
-        save_tokenizer(train_tokenizer(config.data.tokenizer, texts, min_count=config.data.min_count), path)
+        tokenizer = train_tokenizer(config.data.tokenizer, texts, min_count=config.data.min_count)
+        if tokenizer.vocab_size == len(SPECIALS):
+            raise InputError(f"data.min_count={config.data.min_count} leaves the vocabulary empty; lower it.")
+        save_tokenizer(tokenizer, path)
     tokenizer = load_tokenizer(path)
     (directory / "tokens").mkdir(exist_ok=True)
     arrays = {}
@@ -147,6 +151,7 @@ def make_loss(config: Config, model: Model) -> Callable:
 
 def make_evaluate(config: Config, model: Model, array: np.ndarray) -> Callable[[Any], dict[str, float]]:
     """``params -> {loss, bits, perplexity, accuracy}`` over every token of ``array``, the state carried throughout."""
+    next(evaluation_windows(array, batch_size=1, window=1))  # refuses too short a text now, not after hours of training
 
     @jax.jit
     def window(params, carry, batch):
@@ -227,8 +232,8 @@ class SampleOptions:
 
     run: Path | None = None
     """Run directory; without one, the newest."""
-    prompt: str = "\n"
-    """The text to go on from."""
+    prompt: str | None = None
+    """The text to go on from; without one, a new line."""
     temperature: float = 0.8
     """0 always takes the likeliest token."""
     top_k: int | None = None
@@ -241,6 +246,18 @@ class SampleOptions:
     length: int = 500
     """Tokens to write, unless <eos> comes first."""
     seed: int = 0
+
+    def __post_init__(self):
+        # Before a model is loaded. The negations refuse NaN.
+        if not self.temperature >= 0:
+            raise InputError(f"temperature={self.temperature}; it must be at least 0 (0 takes the likeliest token).")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p={self.top_p}; it must be above 0 and at most 1.")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise InputError(f"min_p={self.min_p}; it must be from 0 to 1.")
+        for name in ("top_k", "samples", "length"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name}={value}; it must be at least 1.")
 
 
 def load(directory: Path) -> tuple[Config, Model, Tokenizer, Any]:
@@ -273,18 +290,17 @@ def sample(options: SampleOptions) -> None:
     for number, text in enumerate(generate(model, params, tokenizer, options), start=1):
         if options.samples > 1:
             print(f"--- {number}")
-        print(options.prompt + text)
+        print(text)
 
 
 def generate(model: Model, params: Any, tokenizer: Tokenizer, options: SampleOptions) -> list[str]:
-    """``options.samples`` continuations of the prompt, drawn side by side in one compiled loop."""
-    if unknown := tokenizer.unknown(options.prompt):
+    """``options.samples`` texts that begin with the prompt, drawn side by side in one compiled loop."""
+    prompt = opening(tokenizer) if options.prompt is None else options.prompt
+    if unknown := tokenizer.unknown(prompt):
         raise InputError(f"prompt: {unknown} are not in the vocabulary of this run; leave them out.")
-    ids = tokenizer.encode(options.prompt)
-    if ids.size == 0 or options.samples < 1:
-        raise InputError(
-            f"prompt={options.prompt!r}, samples={options.samples}; give at least one token and one sample."
-        )
+    ids = tokenizer.encode(prompt)
+    if ids.size == 0:
+        raise InputError(f"prompt={prompt!r} holds no token; give at least one.")
     prompts = jnp.tile(jnp.asarray(ids), (options.samples, 1))
     state = model.apply(params, options.samples, method="init_state")
     lengths = jnp.full(options.samples, ids.size, jnp.int32)
@@ -302,9 +318,20 @@ def generate(model: Model, params: Any, tokenizer: Tokenizer, options: SampleOpt
         min_p=options.min_p,
         eos=EOS,
     )
-    return [tokenizer.decode(np.asarray(row)) for row in drawn.tokens]
+    # Prompt and continuation at once: between words the tokenizer puts spaces.
+    return [tokenizer.decode(np.append(ids, row)) for row in np.asarray(drawn.tokens)]
+
+
+def opening(tokenizer: Tokenizer) -> str:
+    """A new line; where the vocabulary has none (text8 is a single line), its first entry."""
+    return tokenizer.vocab[len(SPECIALS)] if tokenizer.unknown("\n") else "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    commands = {"evaluate": (EvaluateOptions, evaluate), "sample": (SampleOptions, sample)}
+    return run_experiment(NAME, PRESETS, train=run, commands=commands, description=__doc__, argv=argv)
 
 
 if __name__ == "__main__":
-    commands = {"evaluate": (EvaluateOptions, evaluate), "sample": (SampleOptions, sample)}
-    raise SystemExit(run_experiment(NAME, PRESETS, train=run, commands=commands, description=__doc__))
+    raise SystemExit(main())

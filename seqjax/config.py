@@ -7,14 +7,18 @@ tuples, unions of these and None, and nested NamedTuples and frozen dataclasses.
 ``__post_init__``, with `InputError`.
 """
 
+import contextlib
 import difflib
 import importlib.metadata
 import inspect
+import io
 import itertools
 import json
 import math
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import types
@@ -56,8 +60,9 @@ def run_experiment(
         if __name__ == "__main__":
             raise SystemExit(run_experiment("lm", PRESETS, train=train, commands={"sample": (Options, sample)}, ...))
 
-    Without ``--resume``, ``train`` gets a directory that holds nothing but config.json. With it, the configuration
-    is the saved one, and whatever the command line says must agree with it.
+    Without ``--resume``, ``train`` gets a directory that holds nothing but config.json; if it finds bad input before
+    the first checkpoint, what it wrote is removed, so that the corrected command can be given the same ``--run``. With
+    ``--resume``, the configuration is the saved one, and whatever the command line says must agree with it.
 
     Args:
       name: the name of the experiment's module.
@@ -69,7 +74,7 @@ def run_experiment(
       argv: the arguments, by default those of the process.
 
     Returns:
-      0 done; 2 bad input, told in one line on stderr (as is status 1, for the other errors that seqjax itself
+      0 done; 130 interrupted by Ctrl-C; 2 bad input, told in one line on stderr (as is status 1, for the other errors that seqjax itself
       raises). Further exceptions pass, and so does ``SystemExit(143)``, by which ``train`` says that it stopped at
       SIGTERM after saving.
 
@@ -83,9 +88,12 @@ def run_experiment(
     try:
         try:
             job = _parse(name, presets, train, commands, description, argv)
-        except SystemExit as stop:  # tyro has printed help, or what is wrong
-            return stop.code if isinstance(stop.code, int) else 0
+        except SystemExit:  # tyro has printed help
+            return 0
         job()
+    except KeyboardInterrupt:
+        print("interrupted: go on from the last checkpoint with --resume", file=sys.stderr)
+        return 130
     except Exception as error:
         if not type(error).__module__.startswith("seqjax."):
             raise
@@ -146,7 +154,7 @@ def _parse(name, presets, train, commands, description, argv) -> Callable[[], No
     if words and words[0] in commands:
         options_type, function = commands[words[0]]
         prog = f"python -m experiments.{name} {words[0]}"
-        options = _tyro(options_type, prog, inspect.getdoc(function) or "", argv[1:])
+        options = _tyro(options_type, prog, inspect.getdoc(function) or "", argv[1:], _names(options_type))
         return lambda: function(options)
 
     named = words[:1] == ["train"]
@@ -167,11 +175,28 @@ def _parse(name, presets, train, commands, description, argv) -> Callable[[], No
             run.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run directory ({error}): choose another --run") from error
-        if not resume and jax.process_index() == 0:
+        if resume or jax.process_index() > 0:
+            return train(config, run)
+        with _nothing_left_of_a_false_start(run.directory):
             write_config(run.directory, name, config, argv)
-        train(config, run)
+            train(config, run)
 
     return job
+
+
+@contextlib.contextmanager
+def _nothing_left_of_a_false_start(directory):
+    """On bad input before the first checkpoint, remove what was written: the corrected command may reuse ``--run``."""
+    before = set(directory.iterdir())
+    try:
+        yield
+    except InputError:
+        if not (directory / "checkpoints").exists():
+            for path in set(directory.iterdir()) - before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if not before:
+                directory.rmdir()
+        raise
 
 
 def _parse_train(name, presets, preset, text, args):
@@ -189,7 +214,10 @@ def _parse_train(name, presets, preset, text, args):
     prog = f"python -m experiments.{name}"
     # These three are read first, since they decide what the others are compared with and default to.
     Places = make_dataclass("Places", places)
-    given, _ = tyro.cli(Places, prog=prog, args=args, add_help=False, return_unknown_args=True, use_underscores=True)
+    with _one_line_errors():
+        given, _ = tyro.cli(
+            Places, prog=prog, args=args, add_help=False, return_unknown_args=True, use_underscores=True
+        )
     if given.config is not None and preset is not None:
         raise InputError(f"both preset {preset!r} and --config {given.config}: give one of them")
 
@@ -208,7 +236,7 @@ def _parse_train(name, presets, preset, text, args):
     if {"-h", "--help"} & set(args):
         prog += " [train] [PRESET]"
     Options = make_dataclass("Options", [*places, ("settings", Annotated[type(start), tyro.conf.arg(name="")], start)])
-    config = _tyro(Options, prog, text, args).settings
+    config = _tyro(Options, prog, text, args, [*(place for place, *_ in places), *_names(type(start))]).settings
 
     if saved is not None:
         _check_equal(directory, saved, config)
@@ -219,11 +247,52 @@ def _parse_train(name, presets, preset, text, args):
     return config, directory, given.resume
 
 
-def _tyro(kind, prog, description, args):
+def _tyro(kind, prog, description, args, names):
+    """What ``args`` say, as an object of type ``kind``; ``names`` are the options, to suggest from."""
     import tyro
 
     config = (tyro.conf.AvoidSubcommands,)
-    return tyro.cli(kind, prog=prog, description=description, args=args, config=config, use_underscores=True)
+    with _one_line_errors():
+        value, unknown = tyro.cli(
+            kind,
+            prog=prog,
+            description=description,
+            args=args,
+            config=config,
+            use_underscores=True,
+            return_unknown_args=True,
+        )
+    if not unknown:
+        return value
+    if not unknown[0].startswith("-"):
+        raise InputError(f"unexpected argument {unknown[0]!r}; see {prog} --help")
+    option = unknown[0].partition("=")[0]
+    word = option.lstrip("-").replace("-", "_")
+    # --lr for --hyper.lr is a likelier slip than any misspelling.
+    close = [name for name in names if name.endswith(f".{word}")] or difflib.get_close_matches(word, names, n=1)
+    hint = f"did you mean --{close[0]}?" if close else f"see {prog} --help"
+    raise InputError(f"unrecognised option {option}; {hint}")
+
+
+@contextlib.contextmanager
+def _one_line_errors():
+    """Raise as `InputError` what tyro would print in a box: its first paragraph."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            yield
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        paragraph = re.split("─{3,}", box.getvalue().partition("╮")[2])[0]
+        raise InputError(" ".join(paragraph.replace("│", " ").split()) or box.getvalue()) from None
+
+
+def _names(kind):
+    """The names of the options that set a configuration of type ``kind``."""
+    kinds = typing.get_type_hints(kind)
+    nested = {name: _names(kinds[name]) if _is_struct(kinds[name]) else [] for name in _fields(kind)}
+    return [path for name, inner in nested.items() for path in ([f"{name}.{x}" for x in inner] or [name])]
 
 
 def _overview(description, presets, commands):

@@ -118,7 +118,7 @@ def _unroll(cell, params, xs, carry, lengths, resets, *, reverse, implementation
             resets &= jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])
 
     start = initial_carry(cell, params, xs[0])
-    run = IMPLEMENTATIONS[implementation or choose(cell, params, xs)]
+    run = IMPLEMENTATIONS[implementation or choose(params, xs)]
 
     def segment(carry, inputs):
         xs, valid, resets = inputs

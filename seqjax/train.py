@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -48,6 +49,14 @@ class Hyper(NamedTuple):
     """Decay of the weight average that is evaluated and sampled from; 0 uses the weights themselves."""
 
 
+def check_hyper(hyper: Hyper) -> None:
+    """Raise `InputError` for a number out of range: all are at least 0, rates and decays below 1."""
+    for name, value in hyper._asdict().items():
+        bound = math.inf if name in ("lr", "weight_decay", "clip") else 1.0
+        if not (0 <= value < bound or (name == "clip" and value == math.inf)):
+            raise InputError(f"hyper.{name}={value}; it must be at least 0 and below {bound:g}.")
+
+
 class State(NamedTuple):
     """All that a training step reads and writes."""
 
@@ -71,7 +80,7 @@ class AverageState(NamedTuple):
 def unit_schedule(kind: Literal["constant", "linear", "cosine", "inverse_sqrt"], steps: int, warmup: int = 0):
     """A learning-rate schedule of peak 1, to be multiplied by ``hyper.lr``: linear warm-up, then the named decay.
 
-    linear and cosine fall to 0.02 at ``steps``; inverse_sqrt is √(w / t) with w = max(warmup, 1).
+    linear and cosine fall to 0.02 at ``steps``; inverse_sqrt is √(warmup / t), without warm-up √(1 / (t + 1)).
 
     >>> schedule = unit_schedule("cosine", 100, 10)
     >>> [round(float(schedule(t)), 2) for t in (0, 10, 55, 100)]
@@ -118,7 +127,8 @@ def _decays(params: PyTree) -> PyTree:
     """True for matrices (``w``, ``w_x``, …); biases ``b`` and gains ``g`` do not decay."""
 
     def name(path) -> str:
-        return next(str(getattr(k, "name", getattr(k, "key", ""))) for k in reversed(path) if not hasattr(k, "idx"))
+        names = (getattr(k, "name", getattr(k, "key", None)) for k in reversed(path))
+        return next((name for name in names if isinstance(name, str)), "")  # Flax's lists have integers for names
 
     return jax.tree_util.tree_map_with_path(lambda path, _: name(path).startswith("w"), params)
 
@@ -166,8 +176,8 @@ def make_step(loss_fn: Callable, optimizer: Callable[[Hyper], optax.GradientTran
         g = ∇ Σ loss / Σ weight;   params, opt_state ← optimizer(hyper)(g)
 
     With ``accumulate`` = A > 1 the batch has a leading axis A; the parts are taken one after the other, ``extra``
-    passes through them, and their gradients make one update. A step whose loss or gradient is not finite changes neither
-    weights, optimizer nor ``extra``, whatever the policy of the loop: one bad batch never reaches the weights.
+    passes through them, and their gradients make one update. A step whose loss or gradient is not finite changes
+    neither weights, optimizer nor ``extra``, whatever the policy of the loop: one bad batch never reaches the weights.
     Metrics are ``(sum, weight)`` pairs: ``loss``, ``grad_norm``, ``skipped`` and those of the loss.
     """
 
@@ -177,7 +187,7 @@ def make_step(loss_fn: Callable, optimizer: Callable[[Hyper], optax.GradientTran
             return loss, (weight, after, metrics)
 
         (loss, (weight, extra, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)
-        return extra, (grads, {"loss": (loss, weight), **metrics})
+        return extra, (grads, {**metrics, "loss": (loss, weight)})
 
     def train_step(state: State, batch: PyTree, hyper: Hyper) -> tuple[State, dict]:
         key = jax.random.fold_in(state.key, state.step)
@@ -199,10 +209,11 @@ def make_step(loss_fn: Callable, optimizer: Callable[[Hyper], optax.GradientTran
 
         loss, weight = metrics["loss"]
         grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-8).astype(g.dtype), grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-        updates, opt_state = optimizer(hyper).update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax mixes the traced floats of hyper with integer counts
+            updates, opt_state = optimizer(hyper).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         after = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
@@ -228,15 +239,16 @@ class Loop:
     eval_every: int = 250
     checkpoint_every: int = 250
     keep: int = 3
-    """Checkpoints kept on disk."""
+    """Checkpoints kept on disk, at least 2: one is left if the newest is damaged."""
     on_nan: Literal["raise", "skip", "rollback"] = "raise"
     """What to do after a loss or gradient that is not finite (its update is never applied): stop with an error; go on;
     or return to the last checkpoint and halve the learning rate, at most three times."""
 
     def __post_init__(self):
-        for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least 1 step.")
+        least = {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep": 2}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"loop.{name}={getattr(self, name)}; it must be at least {bound}.")
 
 
 ROLLBACKS = 3
@@ -283,17 +295,15 @@ def fit(
       resume: go on from the newest intact checkpoint in ``directory``, from the beginning if there is none.
 
     Raises:
+      InputError: a number in ``hyper`` is out of range, or the checkpoint is one of another model.
       TrainingError: a loss was not finite under ``on_nan="raise"``, or once more after three rollbacks.
       CheckpointError: a checkpoint could not be written.
       SystemExit: 143, after SIGTERM, once the state is saved.
     """
+    check_hyper(hyper)
     shapes = jax.eval_shape(train_step, state, next(iter(batches(0, 1))), hyper)[1]
     meter = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     template = jax.tree.map(_abstract, state)
-    # The running sums stay on the device, so that logging costs no transfer a step.
-    update = jax.jit(
-        lambda state, meter, batch, hyper: _accumulate(meter, *train_step(state, batch, hyper)), donate_argnums=(0, 1)
-    )
     at = _Position(0, state, meter, 0.0, 0)
     with Checkpoints(directory / "checkpoints", keep=loop.keep) as checkpoints, _sigterm() as stop:
         restored = checkpoints.restore(template) if resume else None
@@ -306,7 +316,7 @@ def fit(
             with Reporter(directory, total_steps=loop.steps, resume_step=resumed, console=console) as reporter:
                 try:
                     return _pass(
-                        loop, update, hyper, at, batches, evaluate, tokens_per_step, checkpoints, reporter, stop
+                        loop, train_step, hyper, at, batches, evaluate, tokens_per_step, checkpoints, reporter, stop
                     )
                 except _RollbackRequest as request:
                     rollbacks = at.rollbacks + 1
@@ -335,17 +345,20 @@ def _unpack(restored: Restored, like: dict) -> _Position:
     return _Position(restored.step, restored.tree, meter, **restored.metadata)
 
 
-def _accumulate(meter, state, metrics):
+@partial(jax.jit, static_argnames="train_step", donate_argnames=("state", "meter"))
+def _update(train_step, state, meter, batch, hyper):
+    """One step; the sums of the metrics stay on the device, so that logging costs no transfer a step."""
+    state, metrics = train_step(state, batch, hyper)
     return state, jax.tree.map(jnp.add, meter, metrics)
 
 
-def _pass(loop, update, hyper, at, batches, evaluate, tokens_per_step, checkpoints, reporter, stop) -> State:
+def _pass(loop, train_step, hyper, at, batches, evaluate, tokens_per_step, checkpoints, reporter, stop) -> State:
     """Train from a position to the last step; leaves by an exception for a rollback or a signal to stop."""
     step, state, meter, seconds, rollbacks = at
     hyper = hyper._replace(lr=hyper.lr * 0.5**rollbacks)
     began, logged = time.monotonic() - seconds, (time.monotonic(), step)
     for batch in batches(step, loop.steps):
-        state, meter = update(state, meter, batch, hyper)
+        state, meter = _update(train_step, state, meter, batch, hyper)
         step += 1
         last = step == loop.steps
         if step % loop.log_every == 0 or last:
@@ -365,6 +378,9 @@ def _pass(loop, update, hyper, at, batches, evaluate, tokens_per_step, checkpoin
             logged = (time.monotonic(), step)
         stopping = stop.is_set() and not last
         if step % loop.checkpoint_every == 0 or last or stopping:
+            # What is restored must come before the failure, even one that no log has told of yet.
+            if loop.on_nan != "skip" and (skipped := averages(meter)["skipped"]) > 0:
+                _on_nan(loop.on_nan, skipped, step, reporter)
             checkpoints.save(step, *_pack(_Position(step, state, meter, time.monotonic() - began, rollbacks)))
         if stopping:
             checkpoints.wait()
@@ -388,7 +404,9 @@ def _on_nan(policy: str, skipped: float, step: int, reporter: Reporter) -> None:
 def averages(metrics: dict) -> dict[str, float]:
     """Each ``(sum, weight)`` pair divided, once, as Python floats; NaN where the weight is 0."""
     host = jax.device_get(metrics)
-    return {name: float(total / weight) if weight else math.nan for name, (total, weight) in sorted(host.items())}
+    return {
+        name: float(total) / float(weight) if weight else math.nan for name, (total, weight) in sorted(host.items())
+    }
 
 
 @contextmanager

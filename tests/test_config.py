@@ -32,7 +32,7 @@ class Model:
 @dataclass(frozen=True)
 class Config:
     model: Model = Model()
-    hyper: Hyper = Hyper()  # noqa: RUF009
+    hyper: Hyper = Hyper()
     seed: int = 0
     steps: int = 10
     name: str = ""

@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from seqjax.data import BPTTWindows, TextRange, batches, cache_dir, evaluation_windows, text_file, tokens
@@ -13,9 +13,6 @@ from seqjax.data import shakespeare as module
 from seqjax.data.shakespeare import TEST, VALIDATION, plain_script, shakespeare
 from seqjax.errors import InputError
 from seqjax.text import EOS, ByteTokenizer, train_tokenizer
-
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
 
 
 def write(path, text):

@@ -3,7 +3,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from seqjax.errors import InputError
@@ -18,9 +18,6 @@ from seqjax.text import (
     split_words,
     train_tokenizer,
 )
-
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
 
 KINDS = ("char", "byte", "word")
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too

@@ -26,7 +26,7 @@ class Config:
     """Shape of a recurrent language model."""
 
     cell: str = "lstm"
-    """Any cell of seqjax.CELLS: lstm, gru, gru_cho, elman."""
+    """Any cell of seqjax.CELLS, such as lstm, gru or elman."""
     d_embed: int = 128
     d_hidden: int = 256
     n_layers: int = 1

@@ -1,0 +1,640 @@
+"""Training: one step, against Optax and NumPy; and the loop, which must survive whatever stops it."""
+
+import json
+import math
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from seqjax import losses, train
+from seqjax.cells import CELLS
+from seqjax.checkpoint import Checkpoints
+from seqjax.errors import InputError
+from seqjax.reporting import read_metrics
+from seqjax.train import Hyper, Loop, TrainingError, averaged_params, fit, make_optimizer, make_step, unit_schedule
+from tests.test_models import compilations
+
+# Orbax leaves its other reads running when one fails: they find their event loop closed.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
+
+
+def bits_of(tree):
+    def leaf(x):
+        data = np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        return str(x.dtype), data.shape, data.tobytes()
+
+    return jax.tree.structure(tree), [leaf(x) for x in jax.tree.leaves(tree)]
+
+
+def close(actual, expected, tolerance=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), actual, expected)
+
+
+# --- one step: linear regression, with weights that differ between examples
+
+
+def regression(params, extra, batch, key, hyper):
+    x, y, weight = batch
+    prediction = x @ params["w"] + jnp.broadcast_to(params["b"], y.shape)
+    error = jnp.sum(jnp.square(prediction - y), axis=-1)
+    total, n = jnp.sum(weight * error), jnp.sum(weight)
+    # Depends on the order of the batches.
+    return (total, n), (0.5 * extra + jnp.mean(x), {"bias": (jnp.sum(weight * prediction[:, 0]), n)})
+
+
+def data(seed, shape=(8,), dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(*shape, 3)), rng.normal(size=(*shape, 2))
+    return tuple(jnp.asarray(a, dtype) for a in (x, y, rng.integers(0, 4, shape)))
+
+
+def start(optimizer, hyper, dtype=jnp.float32):
+    rng = np.random.default_rng(1)
+    params = {"w": jnp.asarray(rng.normal(size=(3, 2)), dtype), "b": jnp.asarray(rng.normal(size=2), dtype)}
+    return train.init_state(params, jnp.ones((), dtype), jax.random.key(0), optimizer(hyper))
+
+
+@pytest.mark.fast
+def test_splitting_a_batch_changes_nothing():
+    """Parts of different weight: a mean of means would be another loss."""
+    optimizer, hyper = make_optimizer("sgd"), Hyper(lr=0.1, clip=0.5)
+    parts = data(0, (4, 8))
+    parts = (*parts[:2], parts[2] * jnp.array([[1.0], [0.0], [5.0], [1.0]]))
+    whole = jax.tree.map(lambda a: a.reshape(32, *a.shape[2:]), parts)
+    split, metrics = jax.jit(make_step(regression, optimizer, accumulate=4))(start(optimizer, hyper), parts, hyper)
+    once, expected = jax.jit(make_step(regression, optimizer))(start(optimizer, hyper), whole, hyper)
+    close((split.params, split.opt_state, metrics), (once.params, once.opt_state, expected))
+    # `extra` has passed through the parts, one after the other.
+    extra = 1.0
+    for part in np.asarray(parts[0]):
+        extra = 0.5 * extra + part.mean()
+    close(split.extra, extra)
+    assert split.step == once.step == 1
+
+
+def test_parts_get_keys_of_their_own():
+    def loss_fn(params, extra, batch, key, hyper):
+        draw = jax.random.uniform(key)
+        return (jnp.sum(params["w"] * batch), jnp.float32(1)), (extra * 10 + draw, {})
+
+    optimizer = make_optimizer()
+    state = train.init_state({"w": jnp.ones(2)}, jnp.zeros(3), jax.random.key(0), optimizer(Hyper()))
+    step = jax.jit(make_step(loss_fn, optimizer, accumulate=3))
+    first, _ = step(state, jnp.ones((3, 2)), Hyper())
+    second, _ = step(first._replace(extra=jnp.zeros(3)), jnp.ones((3, 2)), Hyper())
+    draws = [float(extra[0]) for extra in (first.extra, second.extra)]
+    assert draws[0] != draws[1]
+    assert not math.isclose(draws[0] / 111, draws[0] % 1)  # as it would be if all draws were equal
+    assert bits_of(first.key) == bits_of(state.key)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(accumulate):
+    optimizer, hyper = make_optimizer(average=True), Hyper(lr=0.1, ema=0.9)
+    step = jax.jit(make_step(regression, optimizer, accumulate=accumulate))
+    shape = (8,) if accumulate == 1 else (accumulate, 8)
+    state, metrics = step(start(optimizer, hyper), data(0, shape), hyper)
+    assert metrics["skipped"] == (0, 1)
+    for poison in (np.nan, np.inf, 1e20):  # at 1e20 the loss overflows; NaN and infinity are in the gradient as well
+        x, y, weight = data(1, shape)
+        after, metrics = step(state, (x.at[..., 0, 0].set(poison), y, weight.at[..., 0].set(1.0)), hyper)
+        assert bits_of(after._replace(step=state.step)) == bits_of(state)
+        assert after.step == 2
+        assert {name: tuple(map(float, pair)) for name, pair in metrics.items()} == {
+            "loss": (0, 0),
+            "bias": (0, 0),
+            "grad_norm": (0, 0),
+            "skipped": (1, 1),
+        }
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not():
+    def loss_fn(params, extra, batch, key, hyper):
+        return (jnp.sqrt(jnp.sum(params["w"] * batch)), jnp.float32(1)), (extra, {})
+
+    optimizer = make_optimizer()
+    state = train.init_state({"w": jnp.ones(2)}, (), jax.random.key(0), optimizer(Hyper()))
+    after, metrics = jax.jit(make_step(loss_fn, optimizer))(state, jnp.zeros(2), Hyper())
+    assert metrics["skipped"] == (1, 1)
+    assert bits_of(after.params) == bits_of(state.params)
+
+
+def run_steps(kind, hyper, n=6, dtype=jnp.float32, schedule=lambda step: 1.0, **kw):
+    """The weights after each of n steps, and the gradients."""
+    optimizer = make_optimizer(kind, schedule, **kw)
+    state = start(optimizer, hyper, dtype)
+    step = jax.jit(make_step(regression, optimizer))
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, batch):
+        (total, n), _ = regression(params, jnp.zeros((), dtype), batch, None, None)
+        return total / n
+
+    states, gradients = [state], []
+    for i in range(n):
+        batch = data(i, dtype=dtype)
+        gradients.append(gradient(state.params, batch))
+        state, metrics = step(state, batch, hyper)
+        close(metrics["grad_norm"][0], optax.tree.norm(gradients[-1]))
+        states.append(state)
+    return states, gradients
+
+
+def follow(optimizer, states, gradients, tolerance):
+    """Check that another optimizer, given the same gradients, gets the same weights."""
+
+    @jax.jit
+    def step(params, optimizer_state, gradient):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+        return optax.apply_updates(params, updates), optimizer_state
+
+    params, optimizer_state = states[0].params, optimizer.init(states[0].params)
+    for state, gradient in zip(states[1:], gradients, strict=True):
+        params, optimizer_state = step(params, optimizer_state, gradient)
+        close(state.params, params, tolerance)
+
+
+SCHEDULE = unit_schedule("cosine", 6, 2)
+HYPER = Hyper(lr=0.3, weight_decay=0.1, clip=2.0, b1=0.8, b2=0.95)
+MASK = {"w": True, "b": False}
+
+
+def test_adamw_is_that_of_optax():
+    adamw = optax.adamw(lambda t: 0.3 * SCHEDULE(t), 0.8, 0.95, weight_decay=0.1, mask=MASK)
+    follow(optax.chain(optax.clip_by_global_norm(2.0), adamw), *run_steps("adamw", HYPER, schedule=SCHEDULE), 1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_adamw_in_float64():
+    adamw = optax.adamw(0.3, 0.8, 0.95, weight_decay=0.1, mask=MASK)
+    # The decay of a moment passes through float32 when Hyper is traced, hence not 1e-14.
+    hyper = jax.tree.map(jnp.float64, HYPER._replace(clip=math.inf))
+    follow(adamw, *run_steps("adamw", hyper, dtype=jnp.float64), 1e-12)
+
+
+def test_sgd_with_momentum_is_that_of_optax():
+    states, gradients = run_steps("sgd", Hyper(lr=0.05, clip=math.inf, b1=0.8), schedule=SCHEDULE)
+    follow(optax.sgd(lambda t: 0.05 * SCHEDULE(t), momentum=0.8), states, gradients, 1e-6)
+
+
+def test_clipping_bounds_the_step_and_not_the_reported_norm():
+    for clip in (0.5, 1e3, math.inf):
+        states, gradients = run_steps("sgd", Hyper(lr=1.0, clip=clip, b1=0.0), n=1)
+        length = optax.tree.norm(jax.tree.map(jnp.subtract, states[1].params, states[0].params))
+        norm = optax.tree.norm(gradients[0])
+        assert norm > 0.5
+        close(length, min(float(norm), clip), 1e-5)
+
+
+@pytest.mark.fast
+def test_weight_decay_acts_on_matrices():
+    """With a gradient of zero, lr = 0.1 and decay 1 take a tenth from each matrix and leave biases and gains alone."""
+    shapes = jax.eval_shape(lambda: CELLS["gru"].init(jax.random.key(0), 2, 2))
+    cell = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    params = {
+        "w_out": jnp.ones(2),
+        "b_out": jnp.ones(2),
+        "g": jnp.ones(2),
+        "layers": {0: cell, 1: cell},
+        "w_list": {0: jnp.ones(1)},
+        "w_tuple": (jnp.ones(1), jnp.ones(1)),
+        "norm": {"g_in": jnp.ones(1), "bias": jnp.ones(1)},
+    }
+
+    def loss_fn(params, extra, batch, key, hyper):
+        return (0.0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)), jnp.float32(1)), (extra, {})
+
+    for kind in ("adamw", "sgd"):
+        optimizer, hyper = make_optimizer(kind), Hyper(lr=0.1, weight_decay=1.0)
+        state = train.init_state(params, (), jax.random.key(0), optimizer(hyper))
+        after, _ = jax.jit(make_step(loss_fn, optimizer))(state, (), hyper)
+        factors = jax.tree_util.tree_leaves_with_path(
+            jax.tree.map(lambda new, old: float(jnp.sum(new) / jnp.sum(old)), after.params, params)
+        )
+        for path, factor in factors:
+            name = jax.tree_util.keystr(path)
+            assert math.isclose(factor, 0.9 if "w_" in name else 1.0, rel_tol=1e-5), name
+
+
+def test_weights_without_names_do_not_decay():
+    optimizer, hyper = make_optimizer("sgd"), Hyper(lr=0.1, weight_decay=1.0)
+    for params in (jnp.ones(2), [jnp.ones(2)]):
+        updates, _ = optimizer(hyper).update(
+            jax.tree.map(jnp.zeros_like, params), optimizer(hyper).init(params), params
+        )
+        close(updates, jax.tree.map(jnp.zeros_like, params))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("kind", "warmup", "expected"),
+    [
+        ("constant", 0, {0: 1, 50: 1, 100: 1}),
+        ("constant", 4, {0: 0.25, 2: 0.625, 4: 1, 100: 1}),
+        ("linear", 0, {0: 1, 50: 0.51, 100: 0.02, 200: 0.02}),
+        ("linear", 20, {0: 0.05, 20: 1, 60: 0.51, 100: 0.02}),
+        ("cosine", 0, {0: 1, 50: 0.51, 25: 0.51 + 0.49 * math.sqrt(0.5), 100: 0.02, 101: 0.02}),
+        ("cosine", 20, {0: 0.05, 10: 0.525, 20: 1, 60: 0.51, 100: 0.02}),
+        ("inverse_sqrt", 0, {0: 1, 3: 0.5, 99: 0.1}),
+        ("inverse_sqrt", 25, {0: 0.04, 25: 1, 100: 0.5}),
+        ("cosine", 100, {0: 0.01, 100: 1}),
+    ],
+)
+def test_schedules(kind, warmup, expected):
+    schedule = unit_schedule(kind, 100, warmup)
+    for step, value in expected.items():
+        assert math.isclose(schedule(step), value, rel_tol=1e-5, abs_tol=1e-6)
+        with jax.numpy_dtype_promotion("standard"):
+            assert math.isclose(jax.jit(schedule)(step), value, rel_tol=1e-5, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.15, 0.9])
+def test_the_average_of_the_weights(decay):
+    states, _ = run_steps("adamw", Hyper(lr=0.1, ema=decay), average=True)
+    average = jax.tree.map(np.asarray, states[0].params)
+    close(averaged_params(states[0]), average)
+    for t, state in enumerate(states[1:]):
+        d = min(decay, (1 + t) / (10 + t))
+        average = jax.tree.map(lambda a, p: d * a + (1 - d) * np.asarray(p), average, state.params)  # noqa: B023
+        close(averaged_params(state), average)
+    assert (bits_of(average)[1] == bits_of(jax.tree.map(np.asarray, states[-1].params))[1]) == (decay == 0)
+
+
+def test_without_an_average_the_weights_are_the_average():
+    states, _ = run_steps("sgd", Hyper(), n=1)
+    assert averaged_params(states[1]) is states[1].params
+
+
+@pytest.mark.fast
+def test_a_change_of_hyperparameters_compiles_nothing():
+    def loss_fn(params, extra, batch, key, hyper):
+        logits = batch @ params["w"]
+        targets = jnp.zeros(logits.shape[0], jnp.int32)
+        loss = losses.cross_entropy(logits, targets, label_smoothing=hyper.label_smoothing)
+        return loss, (extra, {})
+
+    optimizer = make_optimizer("adamw", unit_schedule("cosine", 10, 2), average=True)
+    first, second = Hyper(label_smoothing=0.1), Hyper(0.5, 0.3, 0.1, 0.5, 0.6, 0.7, 0.4, 0.9)
+    state = train.init_state({"w": jnp.eye(3)}, (), jax.random.key(0), optimizer(first))
+    step = jax.jit(make_step(loss_fn, optimizer))
+    batch = jax.random.normal(jax.random.key(0), (5, 3))
+    step(state, batch, first)
+    with compilations() as compiled:
+        _, metrics = step(state, batch, second)
+        _, sharp = step(state, batch, second._replace(label_smoothing=0.0))
+    assert compiled == []
+    assert metrics["loss"][0] != sharp["loss"][0]
+
+
+def test_a_metric_of_the_loss_does_not_replace_the_loss():
+    def loss_fn(params, extra, batch, key, hyper):
+        return (jnp.sum(params["w"]), jnp.float32(2)), (extra, {"loss": (jnp.float32(7), jnp.float32(7))})
+
+    optimizer = make_optimizer("sgd")
+    state = train.init_state({"w": jnp.ones(1)}, (), jax.random.key(0), optimizer(Hyper()))
+    after, metrics = make_step(loss_fn, optimizer)(state, (), Hyper(lr=1.0))
+    assert metrics["loss"] == (1, 2)
+    close(after.params["w"], jnp.array([0.5]))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", -1.0), ("lr", math.nan), ("lr", math.inf), ("weight_decay", -0.1), ("clip", -1.0), ("clip", math.nan)]
+    + [(name, value) for name in ("b1", "b2", "dropout", "label_smoothing", "ema") for value in (-0.1, 1.0)],
+)
+def test_hyperparameters_out_of_range(name, value):
+    with pytest.raises(InputError, match=rf"hyper\.{name}={value}; it must be at least 0"):
+        train.check_hyper(Hyper()._replace(**{name: value}))
+    train.check_hyper(Hyper(clip=math.inf))
+
+
+@pytest.mark.parametrize("name", ["steps", "log_every", "eval_every", "checkpoint_every", "keep"])
+def test_loops_out_of_range(name):
+    with pytest.raises(InputError, match=rf"loop\.{name}=0; it must be at least"):
+        Loop(**{name: 0})
+
+
+def test_averages_divide_once():
+    pairs = {"loss": (jnp.float32(6), jnp.float32(4)), "none": (jnp.float32(0), jnp.float32(0))}
+    values = train.averages(pairs)
+    assert values["loss"] == 1.5
+    assert math.isnan(values["none"])
+
+
+# --- the loop: a toy whose every step depends on the key, on the state carried along and on all steps before
+
+# No two of the three borders coincide for long.
+LOOP = Loop(steps=13, log_every=5, eval_every=4, checkpoint_every=3)
+TOY_HYPER = Hyper(lr=0.1, ema=0.5)
+OPTIMIZER = make_optimizer("adamw", unit_schedule("cosine", 13, 3), average=True)
+
+
+def toy_loss(params, extra, batch, key, hyper):
+    x = batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape)
+    y = jnp.tanh(x @ params["w"]) + jnp.broadcast_to(params["b"] + extra, (4, 2))
+    total = jnp.sum(jnp.square(y - batch["y"]))
+    # The batch may ask to fail, always (1) or at a high learning rate only (2).
+    fails = (batch["fail"] == 1) | ((batch["fail"] == 2) & (hyper.lr > 0.06))
+    near = jnp.sum(jnp.abs(y - batch["y"]) < 0.5).astype(jnp.float32)
+    loss = total * jnp.where(fails, jnp.nan, 1.0)
+    return (loss, jnp.float32(8)), (0.9 * extra + 0.1 * jnp.mean(y), {"accuracy": (near, jnp.float32(8))})
+
+
+TRAIN_STEP = make_step(toy_loss, OPTIMIZER)
+
+
+def toy_state():
+    params = {"w": jnp.array([[0.5, -1.0], [2.0, 0.1], [0.3, 0.3]]), "b": jnp.zeros(2)}
+    return train.init_state(params, jnp.zeros(()), jax.random.key(3), OPTIMIZER(TOY_HYPER))
+
+
+def toy_batch(step, fails=()):
+    rng = np.random.default_rng(step)
+    x, y = rng.normal(size=(4, 3)), rng.normal(size=(4, 2))
+    return {"x": x.astype(np.float32), "y": y.astype(np.float32), "fail": np.int32(dict(fails).get(step, 0))}
+
+
+class Killed(Exception):
+    pass
+
+
+def toy_batches(start, stop, *, fails=(), kill=None, terminate=None):
+    """The batches of the steps; one of them is never delivered, or comes together with SIGTERM."""
+    for step in range(start, stop):
+        if step == kill:
+            raise Killed
+        if step == terminate:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield toy_batch(step, fails)
+
+
+@jax.jit
+def _validate(params):
+    return jnp.sum(jnp.abs(params["w"])), jnp.max(params["b"])
+
+
+def validate(params):
+    return {"loss": float(_validate(params)[0]), "peak": float(_validate(params)[1])}
+
+
+def run(directory, *, loop=LOOP, state=None, resume=False, evaluate=validate, console=False, **kw):
+    return fit(
+        loop,
+        TRAIN_STEP,
+        toy_state() if state is None else state,
+        TOY_HYPER,
+        partial(toy_batches, **kw),
+        directory=directory,
+        evaluate=evaluate,
+        resume=resume,
+        console=console,
+    )
+
+
+def rows(directory):
+    """metrics.jsonl without what a clock says."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(directory / "metrics.jsonl")]
+
+
+def outcome(directory, state):
+    return bits_of(state), rows(directory)
+
+
+@pytest.fixture(scope="module")
+def unkilled(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("unkilled")
+    return outcome(directory, run(directory))
+
+
+def test_the_run_directory(tmp_path, capsys, unkilled):
+    last = []
+    state = fit(
+        LOOP,
+        TRAIN_STEP,
+        toy_state(),
+        TOY_HYPER,
+        toy_batches,
+        directory=tmp_path,
+        evaluate=lambda params: last.append(params) or validate(params),
+        tokens_per_step=7,
+    )
+    assert bits_of(state) == unkilled[0]
+    # What is evaluated is the average of the weights.
+    assert bits_of(last[-1]) == bits_of(averaged_params(state)) != bits_of(state.params)
+    written = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["split"]) for row in written] == [
+        (4, "validation"),
+        (5, "train"),
+        (8, "validation"),
+        (10, "train"),
+        (12, "validation"),
+        (13, "train"),
+        (13, "validation"),
+    ]
+    for row in written:
+        names = {"train": ["accuracy", "grad_norm", "loss"], "validation": ["loss", "peak"]}[row["split"]]
+        assert list(row) == ["step", "split", *names, "seconds"]
+        assert all(isinstance(row[name], float) for name in [*names, "seconds"])
+    seconds = [row["seconds"] for row in written]
+    assert seconds == sorted(seconds)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == [9, 12, 13]
+    out = capsys.readouterr().out
+    assert "step 5/13  train loss " in out
+    assert "tokens/s" in out
+    assert out.count("validation loss ") == 4
+
+    train.summarise(tmp_path, {"loss": 1.5, "bits": 2.0})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"loss": 1.5, "bits": 2.0}
+
+
+def test_the_logged_loss_is_the_mean_since_the_last_log(tmp_path):
+    run(tmp_path, loop=Loop(steps=13, log_every=1, eval_every=4, checkpoint_every=100), evaluate=None)
+    single = [row["loss"] for row in rows(tmp_path)]
+    assert len(single) == 13
+    run(tmp_path / "b", evaluate=None)
+    means = [row["loss"] for row in rows(tmp_path / "b")]
+    np.testing.assert_allclose(means, [np.mean(single[:5]), np.mean(single[5:10]), np.mean(single[10:])], rtol=1e-5)
+
+
+# Before the first checkpoint; just after one; between it and a log; between a log and the next checkpoint; at the end.
+@pytest.mark.parametrize("kill", [2, 3, 4, 5, 8, 11, 12])
+def test_killed_and_resumed(tmp_path, unkilled, kill):
+    with pytest.raises(Killed):
+        run(tmp_path, kill=kill)
+    assert outcome(tmp_path, run(tmp_path, resume=True)) == unkilled
+
+
+@pytest.mark.fast
+def test_killed_again_and_again(tmp_path, unkilled):
+    for kill in (1, 4, 4, 5, 7, 12):
+        with pytest.raises(Killed):
+            run(tmp_path, kill=kill, resume=True)
+    assert outcome(tmp_path, run(tmp_path, resume=True)) == unkilled
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path, unkilled):
+    run(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    state = run(tmp_path, resume=True, kill=1)
+    assert outcome(tmp_path, state) == unkilled
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_new_run_forgets_the_metrics_of_the_old_one(tmp_path, unkilled):
+    with pytest.raises(Killed):
+        run(tmp_path, kill=7)
+    assert outcome(tmp_path, run(tmp_path)) == unkilled
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("terminate", [1, 7])
+def test_sigterm_saves_and_exits_143(tmp_path, capsys, unkilled, terminate):
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, terminate=terminate, console=True)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert f"saved at step {terminate + 1}, go on with --resume" in capsys.readouterr().out
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps()[-1] == terminate + 1
+    assert outcome(tmp_path, run(tmp_path, resume=True)) == unkilled
+
+
+def test_sigterm_in_the_last_step_lets_the_run_finish(tmp_path, unkilled):
+    assert outcome(tmp_path, run(tmp_path, terminate=12)) == unkilled
+
+
+def test_fit_outside_the_main_thread(tmp_path, unkilled):
+    with ThreadPoolExecutor(1) as pool:
+        assert outcome(tmp_path, pool.submit(run, tmp_path).result()) == unkilled
+
+
+# --- what is not finite
+
+
+def saved_steps(directory):
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        return checkpoints.steps()
+
+
+def test_nan_raises_at_the_next_log(tmp_path):
+    with pytest.raises(TrainingError, match=r"not finite in 20% of the last steps up to step 10; lower lr"):
+        run(tmp_path, fails={9: 1})
+    assert saved_steps(tmp_path) == [3, 6, 9]
+    last = rows(tmp_path)[-1]
+    assert (last["step"], last["split"], last["skipped"]) == (10, "train", 0.2)
+    assert math.isfinite(last["loss"])
+
+
+def test_nan_never_gets_into_a_checkpoint(tmp_path):
+    """The failure of step 7 is seen at the checkpoint of step 9, before the log of step 10."""
+    with pytest.raises(TrainingError, match="up to step 9"):
+        run(tmp_path, fails={6: 1})
+    assert saved_steps(tmp_path) == [3, 6]
+    with pytest.raises(TrainingError, match="up to step 9"):
+        run(tmp_path, fails={6: 1}, resume=True)
+
+
+def test_nan_skipped(tmp_path, capsys):
+    loop = Loop(steps=13, log_every=5, eval_every=4, checkpoint_every=3, on_nan="skip")
+    state = run(tmp_path, loop=loop, fails={0: 1, 6: 1, 7: 1}, console=True)
+    assert state.step == 13
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((state.params, state.extra)))
+    assert [row.get("skipped") for row in rows(tmp_path) if row["split"] == "train"] == [0.2, 0.4, None]
+    assert capsys.readouterr().out.count("skipped them") == 2
+    killed = tmp_path / "killed"
+    with pytest.raises(Killed):
+        run(killed, loop=loop, fails={0: 1, 6: 1, 7: 1}, kill=9)
+    resumed = run(killed, loop=loop, fails={0: 1, 6: 1, 7: 1}, resume=True)
+    assert outcome(killed, resumed) == outcome(tmp_path, state)
+
+
+def test_a_log_without_a_finite_step(tmp_path):
+    loop = Loop(steps=4, log_every=2, eval_every=9, checkpoint_every=9, on_nan="skip")
+    run(tmp_path, loop=loop, fails={0: 1, 1: 1}, evaluate=None)
+    first, second = rows(tmp_path)
+    assert first == {"step": 2, "split": "train", "accuracy": None, "grad_norm": None, "loss": None, "skipped": 1.0}
+    assert second["loss"] is not None
+
+
+ROLLBACK = Loop(steps=13, log_every=5, eval_every=4, checkpoint_every=3, on_nan="rollback")
+
+
+@pytest.mark.parametrize("fail", [0, 4, 6, 9])
+def test_rollback_recovers_where_a_lower_learning_rate_helps(tmp_path, capsys, fail):
+    state = run(tmp_path, loop=ROLLBACK, fails={fail: 2}, console=True)
+    assert state.step == 13
+    assert capsys.readouterr().out.count("learning rate halved") == 1
+    written = rows(tmp_path)
+    assert not any("skipped" in row for row in written)
+    order = [(row["step"], row["split"]) for row in written]
+    assert order == sorted(set(order))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.restore(toy_state()).metadata["rollbacks"] == 1
+
+    # The halved rate survives a kill.
+    killed = tmp_path / "killed"
+    for kill in (10, 11):
+        with pytest.raises(Killed):
+            run(killed, loop=ROLLBACK, fails={fail: 2}, kill=kill, resume=True)
+    assert outcome(killed, run(killed, loop=ROLLBACK, fails={fail: 2}, resume=True)) == outcome(tmp_path, state)
+
+
+def test_rollback_gives_up_after_three(tmp_path, capsys):
+    with pytest.raises(TrainingError, match=r"not finite .* up to step 9; gave up after 3 rollbacks"):
+        run(tmp_path, loop=ROLLBACK, fails={7: 1}, console=True)
+    assert capsys.readouterr().out.count("back to step 6, learning rate halved") == 3
+    assert saved_steps(tmp_path)[-1] == 6
+
+
+# --- checkpoints on other devices, and damaged ones
+
+
+def replicated(state):
+    return jax.device_put(state, NamedSharding(Mesh(np.array(jax.devices()), "d"), PartitionSpec()))
+
+
+@pytest.mark.parametrize("before", [1, 4])
+def test_resume_on_another_number_of_devices(tmp_path, unkilled, before):
+    place = {1: lambda state: state, 4: replicated}
+    with pytest.raises(Killed):
+        run(tmp_path, state=place[before](toy_state()), kill=8)
+    after = 5 - before
+    state = run(tmp_path, state=place[after](toy_state()), resume=True)
+    assert all(len(leaf.sharding.device_set) == after for leaf in jax.tree.leaves(state))
+    assert outcome(tmp_path, state) == unkilled
+
+
+def test_a_flipped_bit_in_the_newest_checkpoint(tmp_path, unkilled):
+    with pytest.raises(Killed):
+        run(tmp_path, kill=8)
+    assert saved_steps(tmp_path) == [3, 6]
+    file = max((tmp_path / "checkpoints" / "6" / "state").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(RuntimeWarning, match="checkpoint of step 6 .* is damaged: .* trying step 3"):
+        state = run(tmp_path, resume=True)
+    assert outcome(tmp_path, state) == unkilled
+
+
+def test_the_checkpoint_of_another_model(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, kill=8)
+    other = toy_state()
+    other.params["w"] = jnp.zeros((3, 5))
+    with pytest.raises(InputError, match=r"w.* is float32\[3, 2\] in the checkpoint of step 6"):
+        Checkpoints(tmp_path / "checkpoints").restore(other)
