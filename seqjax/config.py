@@ -74,9 +74,9 @@ def run_experiment(
       argv: the arguments, by default those of the process.
 
     Returns:
-      0 done; 130 interrupted by Ctrl-C; 2 bad input, told in one line on stderr (as is status 1, for the other errors that seqjax itself
+      0 done; 2 bad input, told in one line on stderr (as is status 1, for the other errors that seqjax itself
       raises). Further exceptions pass, and so does ``SystemExit(143)``, by which ``train`` says that it stopped at
-      SIGTERM after saving.
+      SIGTERM after saving. Ctrl-C gives 130.
 
     In a program of several processes, ``jax.distributed.initialize`` comes before this function, and all processes get
     the same ``--run``.
