@@ -4,8 +4,7 @@
 Orbax are imported when they are first used.
 """
 
-import importlib
-from typing import Any
+from importlib import import_module as _import_module
 
 from seqjax import cells as cells
 from seqjax import decoding as decoding
@@ -24,11 +23,11 @@ __version__ = "0.1.0"
 _LAZY = ("checkpoint", "config", "data", "models", "nn", "reporting", "text", "train")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str):
     if name == "purify":
-        return importlib.import_module("seqjax.nn").purify
+        return _import_module("seqjax.nn").purify
     if name in _LAZY:
-        return importlib.import_module(f"seqjax.{name}")
+        return _import_module(f"seqjax.{name}")
     raise AttributeError(f"module 'seqjax' has no attribute {name!r}")
 
 

@@ -92,7 +92,7 @@ def run_experiment(
             return 0
         job()
     except KeyboardInterrupt:
-        print("interrupted: go on from the last checkpoint with --resume", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         if not type(error).__module__.startswith("seqjax."):
