@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from seqjax.cells import Cell
-from seqjax.kernels.fused import fused
+from seqjax.kernels.fused import fused, hybrid
 from seqjax.kernels.reference import scan
 from seqjax.kernels.rules import choose
 from seqjax.kernels.stepping import advance, project
 from seqjax.layers import dropout as apply_dropout
 from seqjax.types import Array, Bool, Float, Int, PRNGKey, PyTree, Scalar
 
-IMPLEMENTATIONS = {"scan": scan, "fused": fused}
+IMPLEMENTATIONS = {"scan": scan, "fused": fused, "hybrid": hybrid}
 
 
 def initial_carry(cell: Cell, params, x: Float[Array, "B D"]) -> PyTree:
@@ -68,7 +68,8 @@ def unroll(
         ``reverse`` is set.
       reverse: start at the last step (of each row's length) and go back; ys stay aligned with xs.
       implementation: "scan" (plain `lax.scan`, differentiable in every mode), "fused" (hoisted projection, weight
-        gradients outside the loop; reverse mode only), or None for the faster one by measured rules.
+        gradients outside the loop; reverse mode only), "hybrid" (scan without gradients, fused with them), or None for
+        the fastest by measured rules.
       checkpoint_every: keep only every K-th carry for the backward pass and recompute the steps between: memory
         falls from O(T) to O(T/K + K), time grows by about a third.
       return_carries: also return the carry after each step, leaves [T, B, ...], as ``(carry, ys, carries)``; 0 past

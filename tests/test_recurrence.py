@@ -477,7 +477,7 @@ def test_closing_over_a_traced_value():
         ({"lengths": jnp.zeros(B + 1, jnp.int32)}, r"lengths is int32\[5\]"),
         ({"lengths": jnp.zeros(B)}, r"lengths is float32\[4\]"),
         ({"resets": jnp.zeros((B, T), bool)}, r"resets is bool\[4, 5\]"),
-        ({"implementation": "cuda"}, r"implementation='cuda' is unknown; choose from \['fused', 'scan'\]"),
+        ({"implementation": "cuda"}, r"implementation='cuda' is unknown; choose from \['fused', 'hybrid', 'scan'\]"),
         ({"checkpoint_every": 0}, "checkpoint_every=0"),
     ],
 )

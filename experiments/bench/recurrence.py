@@ -2,15 +2,16 @@
 
     python -m experiments.bench.recurrence [--cells lstm gru] [--shapes 32,128,256,256 …] [--rounds 15] [--json FILE]
 
-Every round runs each contender once, so that a noisy machine disturbs all alike; printed are medians in milliseconds
-and ratios of medians. Shapes are B,T,D,H. Forward is the layer alone; backward adds the gradients of all weights and of
-the inputs. Imports jax, flax and, if there, torch; nothing else.
+Every round runs each contender once, in random order, so that a noisy machine disturbs all alike; printed are medians
+in milliseconds and ratios of medians. Shapes are B,T,D,H. Forward is the layer alone; backward is forward plus the
+gradients of all weights and of the inputs. Imports jax, flax and, if there, torch; nothing else.
 """
 
 import argparse
 import json
 import math
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +23,6 @@ import numpy as np
 from flax import nnx
 
 import seqjax
-from seqjax.recurrence import IMPLEMENTATIONS
 
 SHAPES = (
     (32, 128, 256, 256),
@@ -98,22 +98,25 @@ def torch_layer(cell: str, shape: tuple[int, ...]) -> dict[str, Callable[[], Non
 
 
 def measure(functions: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each function over interleaved rounds, after a warm-up."""
+    """Median milliseconds of each function over rounds in random order, after a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():
         function()
         function()
+    order = random.Random(0)
     for _ in range(rounds):
-        for name, function in functions.items():
+        for name, function in order.sample(sorted(functions.items()), len(functions)):
             began = time.perf_counter()
             function()
             times[name].append(1e3 * (time.perf_counter() - began))
+            if name == "torch":
+                time.sleep(0.25)  # its threads spin on for a while, to the cost of whoever comes next
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def contenders(cell: str, shape: tuple[int, ...]) -> dict[str, dict[str, Callable[[], None]]]:
     """name -> its forward and backward."""
-    found = {"auto": ours(cell, shape, None), **{name: ours(cell, shape, name) for name in IMPLEMENTATIONS}}
+    found = {"auto": ours(cell, shape, None), **{name: ours(cell, shape, name) for name in ("scan", "fused")}}
     found["flax"] = flax(cell, shape)
     layer = torch_layer(cell, shape)
     return found if layer is None else found | {"torch": layer}

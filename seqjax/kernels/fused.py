@@ -1,4 +1,4 @@
-"""``implementation="fused"``: hoisted projection and a backward pass with one large product a weight.
+"""``implementation="fused"`` and ``"hybrid"``: hoisted projection and a backward pass with one large product a weight.
 
 Autodiff of a scan multiplies and accumulates every weight gradient inside the reversed loop, T small products each with
 a read and a write of the whole matrix. Here the reversed loop emits only the cotangents of the pre-activations,
@@ -20,6 +20,7 @@ from jax import lax
 from jax.core import Tracer
 
 from seqjax.cells import Cell
+from seqjax.kernels.reference import scan
 from seqjax.kernels.stepping import (
     advance,
     enter,
@@ -47,6 +48,38 @@ def fused(
     zx = project(cell, params, xs)
     _reject_closures(cell, params, carry, zx[0])
     return _recurrence(cell, reverse, without_matrices(params, "w_x"), start, carry, zx, valid, resets)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 7))
+def hybrid(
+    cell: Cell,
+    params,
+    start,
+    carry,
+    xs: Float[Array, "T B D"],
+    valid: Bool[Array, "T B"] | None,
+    resets: Bool[Array, "T B"] | None,
+    reverse: bool,
+):
+    """``scan`` where nothing is differentiated, ``fused`` where something is.
+
+    Without gradients to win, the long buffer of hoisted projections only costs memory traffic.
+    """
+    return scan(cell, params, start, carry, xs, valid, resets, reverse)
+
+
+def _hybrid_fwd(cell, params, start, carry, xs, valid, resets, reverse):
+    def differentiated(params, start, carry, xs):
+        return fused(cell, params, start, carry, xs, valid, resets, reverse)
+
+    return jax.vjp(differentiated, params, start, carry, xs)
+
+
+def _hybrid_bwd(cell, reverse, pull, cotangents):
+    return (*pull(cotangents), None, None)
+
+
+hybrid.defvjp(_hybrid_fwd, _hybrid_bwd)
 
 
 def _reject_closures(cell: Cell, params, carry, zx_t: Float[Array, "B n"]) -> None:
