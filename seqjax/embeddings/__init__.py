@@ -1,0 +1,20 @@
+"""Word embeddings: vocabularies and encoded corpora, counts, and their factorization.
+
+Importing it imports jax and numpy only.
+"""
+
+from seqjax.embeddings.counts import Cooccurrence as Cooccurrence
+from seqjax.embeddings.counts import bag_of_words as bag_of_words
+from seqjax.embeddings.counts import cooccurrence as cooccurrence
+from seqjax.embeddings.counts import idf as idf
+from seqjax.embeddings.counts import one_hot as one_hot
+from seqjax.embeddings.counts import ppmi as ppmi
+from seqjax.embeddings.counts import tf_idf as tf_idf
+from seqjax.embeddings.factorize import pca as pca
+from seqjax.embeddings.factorize import svd_embeddings as svd_embeddings
+from seqjax.embeddings.factorize import truncated_svd as truncated_svd
+from seqjax.embeddings.vocabulary import Vocabulary as Vocabulary
+from seqjax.embeddings.vocabulary import count_words as count_words
+from seqjax.embeddings.vocabulary import encode as encode
+from seqjax.embeddings.vocabulary import make_vocabulary as make_vocabulary
+from seqjax.embeddings.vocabulary import sentences as sentences
