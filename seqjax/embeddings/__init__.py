@@ -1,4 +1,4 @@
-"""Word embeddings: vocabularies and encoded corpora, counts, and their factorization.
+"""Word embeddings: vocabularies and encoded corpora, counts and their factorization, character n-grams.
 
 Importing it imports jax and numpy only.
 """
@@ -13,6 +13,9 @@ from seqjax.embeddings.counts import tf_idf as tf_idf
 from seqjax.embeddings.factorize import pca as pca
 from seqjax.embeddings.factorize import svd_embeddings as svd_embeddings
 from seqjax.embeddings.factorize import truncated_svd as truncated_svd
+from seqjax.embeddings.subwords import Subwords as Subwords
+from seqjax.embeddings.subwords import compose as compose
+from seqjax.embeddings.subwords import ngram_table as ngram_table
 from seqjax.embeddings.vocabulary import Vocabulary as Vocabulary
 from seqjax.embeddings.vocabulary import count_words as count_words
 from seqjax.embeddings.vocabulary import encode as encode
