@@ -13,6 +13,8 @@ from seqjax.embeddings.counts import tf_idf as tf_idf
 from seqjax.embeddings.factorize import pca as pca
 from seqjax.embeddings.factorize import svd_embeddings as svd_embeddings
 from seqjax.embeddings.factorize import truncated_svd as truncated_svd
+from seqjax.embeddings.skipgram import skipgram_update as skipgram_update
+from seqjax.embeddings.skipgram import window_weights as window_weights
 from seqjax.embeddings.subwords import Subwords as Subwords
 from seqjax.embeddings.subwords import compose as compose
 from seqjax.embeddings.subwords import ngram_table as ngram_table
