@@ -1,43 +1,64 @@
-"""The tile step of skip-gram: its mean over all draws is the gradient of the literal objective."""
+"""The tile step of skip-gram: the gradient of its loss, and on average over draws that of the literal objective."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqjax.embeddings.skipgram import skipgram_update, window_weights
+from seqjax.embeddings.skipgram import Tiles, skipgram_loss, skipgram_update, window_weights
+
+V, D, TILE, WINDOW, NEGATIVE = 9, 4, 3, 2, 5
+
+
+def example(key):
+    """Two tables, the context ids and centre ids of two tiles, and the weights of their pairs."""
+    keys = jax.random.split(key, 3)
+    w_in, w_out = (jax.random.normal(k, (V, D), jnp.float64) for k in keys[:2])
+    contexts = jax.random.randint(keys[2], (2, TILE + 2 * WINDOW), 0, V)
+    weights = jnp.tile(jnp.asarray(window_weights(TILE, WINDOW), jnp.float64)[None], (2, 1, 1))
+    return w_in, w_out, contexts, contexts[:, WINDOW : WINDOW + TILE], weights
 
 
 def test_weights_are_the_mean_of_drawn_windows():
-    drawn = np.mean([window_weights(6, 3) >= (4 - size) / 3 - 1e-6 for size in (1, 2, 3)], 0)
-    np.testing.assert_allclose(np.where(window_weights(6, 3) > 0, drawn, 0), window_weights(6, 3), rtol=1e-6)
+    distance = np.abs(np.arange(TILE + 2 * 3)[:, None] - 3 - np.arange(TILE)[None])
+    drawn = np.mean([(distance > 0) & (distance <= size) for size in (1, 2, 3)], 0)
+    np.testing.assert_allclose(window_weights(TILE, 3), drawn, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_expected_update_is_the_gradient_of_the_objective(key):
-    v, d, tile, window, negative = 9, 4, 3, 2, 5
-    keys = jax.random.split(key, 4)
-    w_in, w_out = (jax.random.normal(k, (v, d), jnp.float64) for k in keys[:2])
-    p = jax.nn.softmax(jax.random.normal(keys[2], (v,), jnp.float64))
-    rows = jax.random.randint(keys[3], (2, tile + 2 * window), 0, v)
-    centres = rows[:, window : window + tile]
-    weights = jnp.tile(jnp.asarray(window_weights(tile, window), jnp.float64)[None], (2, 1, 1))
+def test_the_update_is_the_gradient_of_the_loss(key):
+    w_in, w_out, contexts, centres, weights = example(key)
+    negatives = jax.random.randint(key, (2, 5), 0, V)
+    tiles = Tiles(w_in[contexts], w_out[centres], w_out[negatives])
+    differs = centres[:, :, None] != negatives[:, None, :]
+    (_, pairs), gradient = jax.value_and_grad(skipgram_loss, has_aux=True)(tiles, weights, differs, negative=NEGATIVE)
+    update = skipgram_update(tiles, weights, differs, negative=NEGATIVE)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -b, rtol=1e-10, atol=1e-12), update, gradient)
+    np.testing.assert_allclose(pairs, weights.sum())
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_expected_update_is_the_gradient_of_the_literal_objective(key):
+    w_in, w_out, contexts, centres, weights = example(key)
+    p = jax.nn.softmax(jax.random.normal(key, (V,), jnp.float64))
 
     def objective(tables):
         w_in, w_out = tables
         total = 0.0
         for g, r, c in np.ndindex(weights.shape):
-            x = w_in[rows[g, r]]
+            x = w_in[contexts[g, r]]
             own = jax.nn.log_sigmoid(x @ w_out[centres[g, c]])
-            others = jnp.where(jnp.arange(v) == centres[g, c], 0.0, p) @ jax.nn.log_sigmoid(-(w_out @ x))
-            total += weights[g, r, c] * (own + negative * others)
+            others = jnp.where(jnp.arange(V) == centres[g, c], 0.0, p) @ jax.nn.log_sigmoid(-(w_out @ x))
+            total += jnp.where(weights[g, r, c] > 0, weights[g, r, c] * (own + NEGATIVE * others), 0)
         return total
 
-    expected = jax.jit(jax.grad(objective))((w_in, w_out))
+    expected = jax.grad(objective)((w_in, w_out))
     found = [jnp.zeros_like(w_in), jnp.zeros_like(w_out)]
-    for drawn in range(v):  # linear in the draws, so one negative at a time is every case
+    for drawn in range(V):  # linear in the draws, so one negative at a time is every case
         negatives = jnp.full((2, 1), drawn)
-        update = skipgram_update(w_in, w_out, rows, centres, negatives, weights, negative=negative)
-        found[0] = found[0].at[rows].add(p[drawn] * update.rows)
+        differs = centres[:, :, None] != negatives[:, None, :]
+        tiles = Tiles(w_in[contexts], w_out[centres], w_out[negatives])
+        update = skipgram_update(tiles, weights, differs, negative=NEGATIVE)
+        found[0] = found[0].at[contexts].add(p[drawn] * update.contexts)
         found[1] = found[1].at[centres].add(p[drawn] * update.centres).at[negatives].add(p[drawn] * update.negatives)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), tuple(found), expected)

@@ -1,4 +1,4 @@
-"""Word embeddings: vocabularies and encoded corpora, counts and their factorization, character n-grams.
+"""Word embeddings: from counts, from Word2Vec; questions to them, and their evaluation.
 
 Importing it imports jax and numpy only.
 """
@@ -13,13 +13,19 @@ from seqjax.embeddings.counts import tf_idf as tf_idf
 from seqjax.embeddings.factorize import pca as pca
 from seqjax.embeddings.factorize import svd_embeddings as svd_embeddings
 from seqjax.embeddings.factorize import truncated_svd as truncated_svd
+from seqjax.embeddings.plots import export_projector as export_projector
+from seqjax.embeddings.plots import plot_words as plot_words
+from seqjax.embeddings.skipgram import skipgram_loss as skipgram_loss
 from seqjax.embeddings.skipgram import skipgram_update as skipgram_update
 from seqjax.embeddings.skipgram import window_weights as window_weights
 from seqjax.embeddings.subwords import Subwords as Subwords
 from seqjax.embeddings.subwords import compose as compose
 from seqjax.embeddings.subwords import ngram_table as ngram_table
+from seqjax.embeddings.vectors import WordVectors as WordVectors
 from seqjax.embeddings.vocabulary import Vocabulary as Vocabulary
 from seqjax.embeddings.vocabulary import count_words as count_words
 from seqjax.embeddings.vocabulary import encode as encode
 from seqjax.embeddings.vocabulary import make_vocabulary as make_vocabulary
 from seqjax.embeddings.vocabulary import sentences as sentences
+from seqjax.embeddings.word2vec import Word2VecConfig as Word2VecConfig
+from seqjax.embeddings.word2vec import train_word2vec as train_word2vec

@@ -1,7 +1,7 @@
-"""One step of skip-gram with negative sampling (Mikolov et al., 2013), for tiles of neighbouring words.
+"""Skip-gram with negative sampling (Mikolov et al., 2013) for tiles of neighbouring words: the loss, and its gradient.
 
 The centres of a tile share their negatives, and each row of a table is read once a tile: three batched products take
-the place of separate scores for each pair. The expected update is word2vec's.
+the place of separate scores for each pair. The expected gradient is word2vec's.
 """
 
 from typing import NamedTuple
@@ -9,16 +9,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from seqjax.types import Array, Float, Int
+from seqjax.types import Array, Bool, Float
 
 
-class Update(NamedTuple):
-    """The gradient of the objective with respect to the rows that were read; add it to them, times a step size."""
+class Tiles(NamedTuple):
+    """The vectors of G tiles: rows of the input table for contexts, of the output table for centres and negatives."""
 
-    rows: Array  # [tiles, R, D]
-    centres: Array  # [tiles, C, D]
-    negatives: Array  # [tiles, M, D]
+    contexts: Array  # [G, R, D]
+    centres: Array  # [G, C, D]
+    negatives: Array  # [G, M, D]
 
 
 def window_weights(tile: int, window: int) -> Float[np.ndarray, "R C"]:
@@ -26,7 +27,7 @@ def window_weights(tile: int, window: int) -> Float[np.ndarray, "R C"]:
 
         weights[r, c] = (window + 1 - d) / window,   d = |r - window - c|,   for 0 < d <= window, else 0
 
-    Row r of a tile is the word r - window places from its first centre; there are tile + 2 window rows.
+    Context r of a tile is the word r - window places from its first centre; there are tile + 2 window contexts.
 
     >>> window_weights(1, 2).ravel().tolist()
     [0.5, 1.0, 0.0, 1.0, 0.5]
@@ -36,30 +37,39 @@ def window_weights(tile: int, window: int) -> Float[np.ndarray, "R C"]:
     return np.where(inside, (window + 1 - distance) / window, 0).astype(np.float32)
 
 
-def skipgram_update(
-    w_in: Float[Array, "V D"],
-    w_out: Float[Array, "V D"],
-    rows: Int[Array, "tiles R"],
-    centres: Int[Array, "tiles C"],
-    negatives: Int[Array, "tiles M"],
-    weights: Float[Array, "tiles R C"],
-    *,
-    negative: int = 5,
-) -> Update:
-    """The gradient of skip-gram's objective over all pairs of a row (context) and a centre, summed with ``weights``:
+def skipgram_loss(
+    tiles: Tiles, weights: Float[Array, "G R C"], differs: Bool[Array, "G C M"], *, negative: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Nats over all pairs of a context and a centre, and the number of pairs, summed with ``weights``.
 
-        Σ_rc weights_rc [log σ(x_r · o_c) + negative / M Σ_m 1[n_m ≠ c] log σ(-x_r · o_m)],   x = w_in, o = w_out
+        loss = -Σ_rc weights_rc [log σ(x_r · o_c) + negative / M Σ_m differs_cm log σ(-x_r · o_m)],   pairs = Σ weights
 
-    M negatives, shared by the tile, stand for ``negative`` private ones of each pair; those that hit the centre do not
-    count, as in word2vec. If they are drawn from p, the mean over draws is the gradient of
-    ``Σ_rc weights_rc [log σ(x_r · o_c) + negative Σ_v p_v 1[v ≠ c] log σ(-x_r · o_v)]``.
+    M negatives, shared by the tile, stand for ``negative`` private ones of each pair; ``differs`` is False where one is
+    the centre itself, which does not count, as in word2vec. If they are drawn from p, the mean over draws is
+    ``-Σ_rc weights_rc [log σ(x_r · o_c) + negative Σ_v p_v 1[v ≠ c] log σ(-x_r · o_v)]``.
     """
-    n, m = centres.shape[1], negatives.shape[1]
-    x, o = w_in[rows], w_out[jnp.concatenate([centres, negatives], 1)]
-    score = jnp.einsum("grd,god->gro", x, o)
-    differs = (centres[:, :, None] != negatives[:, None, :]).astype(weights.dtype)
-    against = jnp.einsum("grc,gcm->grm", weights, differs) * (negative / m)
-    right = jax.nn.sigmoid(score)
+    own = jnp.einsum("grd,gcd->grc", tiles.contexts, tiles.centres)
+    others = jnp.einsum("grd,gmd->grm", tiles.contexts, tiles.negatives)
+    against = _against(weights, differs, negative)
+    loss = jnp.sum(weights * jax.nn.softplus(-own)) + jnp.sum(against * jax.nn.softplus(others))
+    return loss, jnp.sum(weights)
+
+
+def skipgram_update(
+    tiles: Tiles, weights: Float[Array, "G R C"], differs: Bool[Array, "G C M"], *, negative: int
+) -> Tiles:
+    """The negative gradient of `skipgram_loss` with respect to the vectors: three products, on two sides at once."""
+    n = tiles.centres.shape[1]
+    x, o = tiles.contexts, jnp.concatenate([tiles.centres, tiles.negatives], 1)
+    right = jax.nn.sigmoid(jnp.einsum("grd,god->gro", x, o))
+    against = _against(weights, differs, negative)
     gradient = jnp.concatenate([weights * (1 - right[:, :, :n]), -against * right[:, :, n:]], 2)
-    d_out = jnp.einsum("gro,grd->god", gradient, x)
-    return Update(jnp.einsum("gro,god->grd", gradient, o), d_out[:, :n], d_out[:, n:])
+    # XLA's CPU backend is a fifth slower at contracting a matrix over its first axis than at copying it transposed.
+    transposed = lax.optimization_barrier(jnp.swapaxes(gradient, 1, 2))
+    d_out = jnp.einsum("gor,grd->god", transposed, x)
+    return Tiles(jnp.einsum("gro,god->grd", gradient, o), d_out[:, :n], d_out[:, n:])
+
+
+def _against(weights, differs, negative):
+    """How much each negative weighs for each context, [G, R, M]."""
+    return jnp.einsum("grc,gcm->grm", weights, differs.astype(weights.dtype)) * (negative / differs.shape[2])

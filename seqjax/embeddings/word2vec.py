@@ -1,0 +1,393 @@
+"""Word2Vec: skip-gram with negative sampling, trained on the device (Mikolov et al., 2013).
+
+The host ships word ids. A chunk of them is one compiled program: it leaves out frequent words, moves the rest together
+and steps through it. A step takes a block of neighbouring words in tiles whose centres share their negatives
+(`seqjax.embeddings.skipgram`), and adds the updates of the whole block at once.
+
+Frequent words occur many times in a block, so their rows would take as many steps in one direction, and diverge. The
+guard scales the steps of a row to at most ``guard`` expected pairs a block; rarer rows are not touched.
+"""
+
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from seqjax.embeddings.skipgram import Tiles, skipgram_loss, skipgram_update, window_weights
+from seqjax.embeddings.vectors import WordVectors
+from seqjax.embeddings.vocabulary import Corpus, Vocabulary, count_words, encode, make_vocabulary
+from seqjax.errors import InputError
+from seqjax.types import Array, Float, Int, PRNGKey
+
+
+@dataclass(frozen=True)
+class Word2VecConfig:
+    """The options of word2vec; their names and defaults are gensim's where it has them."""
+
+    architecture: Literal["skipgram"] = "skipgram"
+    vector_size: int = 100
+    window: int = 5
+    windows: Literal["expected", "random", "fixed"] = "expected"
+    """word2vec draws the size of each window from 1 to ``window``: "random". "expected" gives each pair its mean weight
+    instead, "fixed" weight 1."""
+    negative: int = 5
+    """Words drawn against each pair."""
+    ns_exponent: float = 0.75
+    """Negatives are drawn by count to this power."""
+    sample: float = 1e-3
+    """Words above this share of the corpus are left out at random; 0 keeps all."""
+    min_count: int = 5
+    max_final_vocab: int | None = None
+    alpha: float = 0.025
+    """Step size at the beginning; falls linearly."""
+    min_alpha: float = 1e-4
+    epochs: int = 5
+    block: int = 256
+    """Words a step; its updates are added at once."""
+    tile: int = 32
+    """Neighbouring words that share negatives."""
+    shared_negatives: int = 16
+    """Negatives a tile; they stand for ``negative`` of each pair."""
+    guard: float | None = 64.0
+    """Pairs a block, beyond which the steps of a row are scaled down; None: never."""
+
+    def __post_init__(self):
+        least = {"vector_size": 1, "window": 1, "negative": 1, "min_count": 1, "epochs": 1, "tile": 1}
+        for name, bound in (least | {"shared_negatives": 1}).items():
+            if getattr(self, name) < bound:
+                raise InputError(f"{name}={getattr(self, name)}; it must be at least {bound}.")
+        if self.block < self.tile or self.block % self.tile:
+            raise InputError(f"block={self.block}; it must be a multiple of tile={self.tile}.")
+        for name, fine in {
+            "sample": self.sample >= 0,
+            "alpha": self.alpha > 0,
+            "min_alpha": 0 <= self.min_alpha <= self.alpha,
+            "guard": self.guard is None or self.guard > 0,
+        }.items():
+            if not fine:
+                raise InputError(f"{name}={getattr(self, name)} is out of range.")
+
+
+MEASURED = 16  # of so many blocks, the loss of one is computed
+CHUNK = 1 << 18  # ids
+
+
+class Tables(NamedTuple):
+    """The weights: the vectors of words as context, which are the result, and as centre."""
+
+    w_in: Array  # [V, D]
+    w_out: Array  # [V, D]
+
+
+class Sampler(NamedTuple):
+    """What the frequencies of the words decide."""
+
+    keep: Array  # [V], probability of staying in the text
+    accept: Array  # [V], of Walker's alias table
+    alias: Array  # int32[V]
+    scale_in: Array  # [V], the guard
+    scale_out: Array  # [V]
+
+
+class Progress(NamedTuple):
+    """How far training is: given after every chunk."""
+
+    epoch: int
+    fraction: float  # of all epochs
+    words: int  # trained on so far, without those left out
+    words_per_second: float
+    loss: float  # nats a pair, over the last chunk
+
+
+def keep_probability(counts: Int[np.ndarray, "V"], sample: float) -> Float[np.ndarray, "V"]:
+    """With what probability an occurrence of a word stays: ``min(1, √(sample / f) + sample / f)``, f its share."""
+    if sample == 0:
+        return np.ones(len(counts))
+    ratio = sample * counts.sum() / counts
+    return np.minimum(1, np.sqrt(ratio) + ratio)
+
+
+def alias_table(p: Float[np.ndarray, "V"]) -> tuple[Float[np.ndarray, "V"], Int[np.ndarray, "V"]]:
+    """Walker's alias table (1977): take a column at random, keep it with probability accept, else take its alias.
+
+    >>> alias_table(np.array([0.75, 0.25]))
+    (array([1. , 0.5]), array([0, 0]))
+    """
+    scaled = (p / p.sum() * len(p)).tolist()
+    accept, alias = np.ones(len(p)), np.arange(len(p))
+    small = [i for i, q in enumerate(scaled) if q < 1]
+    large = [i for i, q in enumerate(scaled) if q >= 1]
+    while small and large:
+        i, j = small.pop(), large[-1]
+        accept[i], alias[i] = scaled[i], j
+        scaled[j] -= 1 - scaled[i]
+        if scaled[j] < 1:
+            small.append(large.pop())
+    return accept, alias
+
+
+def make_sampler(counts: Int[np.ndarray, "V"], config: Word2VecConfig) -> Sampler:
+    """The probabilities and the guard, float32.
+
+        pairs_in  = block · f · (window + 1)
+        pairs_out = block · (window + 1) · (f + negative · p)
+        scale     = min(1, guard / pairs)
+
+    f is a word's share of what is left of the text, p its probability as a negative; a centre has window + 1 pairs on
+    average, or 2 window with ``windows="fixed"``.
+    """
+    keep = keep_probability(counts, config.sample)
+    p = counts.astype(float) ** config.ns_exponent
+    f, p = counts * keep / (counts * keep).sum(), p / p.sum()
+    pairs = config.block * (2 * config.window if config.windows == "fixed" else config.window + 1)
+    guard = config.guard or np.inf
+    scale_in, scale_out = (np.minimum(1, guard / (pairs * expected)) for expected in (f, f + config.negative * p))
+    accept, alias = alias_table(p)
+    keep, accept, scale_in, scale_out = (jnp.asarray(x, np.float32) for x in (keep, accept, scale_in, scale_out))
+    return Sampler(keep, accept, jnp.asarray(alias, np.int32), scale_in, scale_out)
+
+
+class Text(NamedTuple):
+    """The words of a chunk that stay, moved together, and which sentence each is of (-1: none, padding)."""
+
+    ids: Array  # int32[N + block + 2 window], the first word at `window`
+    sentence: Array
+    n: Array  # int32
+
+
+def subsample(
+    ids: Int[Array, "N"], n: Array, keep: Float[Array, "V"], key: PRNGKey, *, window: int, block: int
+) -> Text:
+    """Leave out frequent words of the first ``n`` ids at random; ``ids`` are as `encode` gives them."""
+    begins = ids < 0
+    words = jnp.where(begins, ~ids, ids)
+    stays = (jax.random.uniform(key, ids.shape) < keep[words]) & (jnp.arange(len(ids)) < n)
+    place = jnp.cumsum(stays, dtype=jnp.int32)
+    length = len(ids) + block + 2 * window
+    at = jnp.where(stays, place - 1 + window, length)
+    moved = jnp.zeros(length, jnp.int32).at[at].set(words, mode="drop")
+    sentence = jnp.full(length, -1, jnp.int32).at[at].set(jnp.cumsum(begins, dtype=jnp.int32), mode="drop")
+    return Text(moved, sentence, place[-1])
+
+
+def draw_negatives(sampler: Sampler, key: PRNGKey, shape: tuple[int, ...]) -> Int[Array, "..."]:
+    """Words drawn from the distribution of the alias table."""
+    v = len(sampler.accept)
+    column, coin = jax.random.split(key)
+    column = jax.random.randint(column, shape, 0, v)
+    return jnp.where(jax.random.uniform(coin, shape) < sampler.accept[column], column, sampler.alias[column])
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="tables")
+def train_chunk(
+    config: Word2VecConfig,
+    tables: Tables,
+    sampler: Sampler,
+    ids: Int[Array, "N"],
+    n: Array,
+    alphas: Float[Array, "2"],
+    key: PRNGKey,
+) -> tuple[Tables, Array, tuple[Array, Array]]:
+    """Train on the first ``n`` of ``ids``, with step sizes from alphas[0] to alphas[1].
+
+    Returns the tables, the number of words that stayed, and the loss of every sixteenth block: nats, and pairs.
+    """
+    window, tile, n_tiles = config.window, config.tile, config.block // config.tile
+    key_text, key_blocks = jax.random.split(key)
+    text = subsample(ids, n, sampler.keep, key_text, window=window, block=config.block)
+    blocks = (text.n + config.block - 1) // config.block
+    # Rows are read by this index for all tiles at once: XLA is several times slower at cutting them out of one block.
+    places = jnp.asarray(np.arange(n_tiles)[:, None] * tile + np.arange(tile + 2 * window)[None])
+    expected = window_weights(tile, window)
+    inside = jnp.asarray(expected > 0)
+    size = jnp.asarray(np.where(expected > 0, np.rint((1 - expected) * window) + 1, window + 1))  # the distance
+
+    def block(i, carry):
+        tables, sums = carry
+        key_negatives, key_windows = jax.random.split(jax.random.fold_in(key_blocks, i))
+        rows, sentence = (
+            lax.dynamic_slice(x, (i * config.block,), (config.block + 2 * window,))[places]
+            for x in (text.ids, text.sentence)
+        )
+        centres, own = rows[:, window : window + tile], sentence[:, window : window + tile]
+        negatives = draw_negatives(sampler, key_negatives, (n_tiles, config.shared_negatives))
+        same = (sentence[:, :, None] == own[:, None, :]) & (own >= 0)[:, None, :]
+        match config.windows:
+            case "expected":
+                weights = jnp.broadcast_to(jnp.asarray(expected)[None], same.shape)
+            case "fixed":
+                weights = jnp.broadcast_to(inside[None], same.shape).astype(jnp.float32)
+            case "random":
+                drawn = jax.random.randint(key_windows, (n_tiles, 1, tile), 1, window + 1).astype(jnp.float32)
+                weights = (jnp.broadcast_to(size[None], same.shape) <= drawn).astype(jnp.float32)
+        weights = jnp.where(same, weights, 0.0)
+        alpha = alphas[0] + (alphas[1] - alphas[0]) * (i / blocks)
+        # All is read before anything is written, and no branch sees the tables: otherwise XLA copies them each time.
+        out = jnp.concatenate([centres, negatives], 1)
+        read = tables.w_out[out]
+        tiles = Tiles(tables.w_in[rows], read[:, :tile], read[:, tile:])
+        differs = centres[:, :, None] != negatives[:, None, :]
+        measured = lax.cond(
+            i % MEASURED == 0,
+            lambda: skipgram_loss(tiles, weights, differs, negative=config.negative),
+            lambda: (jnp.zeros(()), jnp.zeros(())),
+        )
+        update = skipgram_update(tiles, alpha * weights, differs, negative=config.negative)
+        d_in = update.contexts * sampler.scale_in[rows][:, :, None]
+        d_out = jnp.concatenate([update.centres, update.negatives], 1) * sampler.scale_out[out][:, :, None]
+        tables = Tables(tables.w_in.at[rows].add(d_in), tables.w_out.at[out].add(d_out))
+        return tables, jax.tree.map(jnp.add, sums, measured)
+
+    tables, loss = lax.fori_loop(0, blocks, block, (tables, (jnp.zeros(()), jnp.zeros(()))))
+    return tables, text.n, loss
+
+
+def train_word2vec(
+    corpus: Corpus,
+    config: Word2VecConfig | None = None,
+    *,
+    key: PRNGKey,
+    vocabulary: Vocabulary | None = None,
+    start: WordVectors | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> WordVectors:
+    """Train word vectors on a corpus, a path or an iterable of lists of words (see `seqjax.embeddings.vocabulary`).
+
+    The same key gives the same bytes. The corpus is read twice, to count and to encode it; its ids are kept in a
+    temporary file, so it may be larger than memory.
+
+    Args:
+      vocabulary: words and counts, if they are known; otherwise the corpus is counted.
+      start: vectors to go on from. Words that they lack are added, words of theirs that the corpus lacks stay.
+      progress: is called after every chunk of about 260,000 words.
+
+    >>> corpus = [["a", "b", "a", "c"]] * 20
+    >>> train_word2vec(corpus, Word2VecConfig(vector_size=8, min_count=1, epochs=1), key=jax.random.key(0)).words
+    ['a', 'b', 'c']
+
+    Raises:
+      InputError: the corpus cannot be read or has no word often enough; the tables do not fit into memory; ``start``
+        has vectors of another size.
+    """
+    config = config or Word2VecConfig()
+    if vocabulary is None:
+        vocabulary = make_vocabulary(
+            count_words(corpus), min_count=config.min_count, max_final_vocab=config.max_final_vocab
+        )
+    if start is not None:
+        vocabulary = _joined(vocabulary, start)
+    check_memory(len(vocabulary.words), config.vector_size)
+    key_init, key_train = jax.random.split(key)
+    tables = init_tables(key_init, len(vocabulary.words), config.vector_size)
+    if start is not None:
+        tables = _warm(tables, vocabulary, start)
+    sampler = make_sampler(vocabulary.counts, config)
+    with tempfile.TemporaryFile(prefix="seqjax-") as file:
+        n_ids = 0
+        for piece in encode(corpus, vocabulary):
+            piece.tofile(file)
+            n_ids += len(piece)
+        if n_ids == 0:
+            raise InputError("the corpus holds no word of the vocabulary: give the corpus that it was made from")
+        file.flush()
+        ids = np.memmap(file, np.int32, "r")
+        tables = _fit(config, tables, sampler, ids, key_train, progress)
+    w_in, w_out = (np.asarray(table) for table in tables)
+    return WordVectors(vocabulary.words, w_in, counts=vocabulary.counts, context_vectors=w_out)
+
+
+def _fit(config, tables, sampler, ids, key, progress) -> Tables:
+    size = min(CHUNK, max(1 << 10, 1 << (len(ids) - 1).bit_length()))
+    pieces = list(_pieces(ids, size))
+    total, fold, clock = config.epochs * len(ids), jax.jit(jax.random.fold_in), _Clock(progress)
+    pending = []  # a chunk is reported when the next one runs: to ask for its results at once would stop the device
+    for epoch in range(config.epochs):
+        for i, (begin, end) in enumerate(pieces):
+            at, to = ((epoch * len(ids) + place) / total for place in (begin, end))
+            alphas = np.array([config.alpha + (config.min_alpha - config.alpha) * x for x in (at, to)], np.float32)
+            chunk = np.zeros(size, np.int32)
+            chunk[: end - begin] = ids[begin:end]
+            step = fold(key, np.int32(epoch * len(pieces) + i))
+            tables, n, loss = train_chunk(config, tables, sampler, chunk, np.int32(end - begin), alphas, step)
+            pending.append((epoch, to, n, loss))
+            if len(pending) > 1:
+                clock.report(*pending.pop(0))
+    clock.report(*pending.pop())
+    return tables
+
+
+class _Clock:
+    """Reports progress; the speed leaves out the first chunk, which waits for the compiler."""
+
+    def __init__(self, progress):
+        self._progress, self._words, self._first = progress, 0, None
+
+    def report(self, epoch, fraction, n, loss):
+        if self._progress is None:
+            return
+        self._words += int(n)
+        nats, pairs = map(float, loss)
+        now = time.perf_counter()
+        words, began = self._first = self._first or (self._words, now)
+        rate = (self._words - words) / (now - began) if now > began else float("nan")
+        self._progress(Progress(epoch, fraction, self._words, rate, nats / pairs if pairs else float("nan")))
+
+
+def _pieces(ids: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
+    """Where to cut the ids: at the last border of sentences that a chunk holds, so that no pair is lost."""
+    begin = 0
+    while len(ids) - begin > size:
+        borders = np.flatnonzero(ids[begin + 1 : begin + size + 1] < 0)
+        end = begin + 1 + int(borders[-1]) if len(borders) else begin + size
+        yield begin, end
+        begin = end
+    yield begin, len(ids)
+
+
+def init_tables(key: PRNGKey, n_words: int, size: int) -> Tables:
+    """Input vectors uniform in ±1 / size, as gensim's; output vectors 0."""
+    w_in = jax.random.uniform(key, (n_words, size), minval=-1 / size, maxval=1 / size)
+    return Tables(w_in, jnp.zeros_like(w_in))
+
+
+def check_memory(n_words: int, size: int) -> None:
+    """Raise `InputError` if two tables cannot fit into the memory of the device."""
+    device = jax.devices()[0]
+    have = (device.memory_stats() or {}).get("bytes_limit")
+    if have is None and device.platform == "cpu" and hasattr(os, "sysconf"):
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    need = 2 * 4 * n_words * size
+    if have is not None and need > have:
+        raise InputError(
+            f"{n_words:,} words times vector_size={size} need {need / 2**30:.1f} GiB for two tables, and there are "
+            f"{have / 2**30:.1f} GiB: raise min_count, or lower max_final_vocab or vector_size"
+        )
+
+
+def _joined(vocabulary: Vocabulary, start: WordVectors) -> Vocabulary:
+    """The words of both, with the sum of their counts."""
+    old = np.ones(len(start), np.int64) if start.counts is None else start.counts
+    counts = Counter(dict(zip(start.words, old.tolist(), strict=True)))
+    counts.update(dict(zip(vocabulary.words, vocabulary.counts.tolist(), strict=True)))
+    return make_vocabulary(counts, min_count=1)
+
+
+def _warm(tables: Tables, vocabulary: Vocabulary, start: WordVectors) -> Tables:
+    """Fresh tables with the rows of the words that ``start`` knows."""
+    if start.vectors.shape[1] != tables.w_in.shape[1]:
+        raise InputError(
+            f"start has vectors of size {start.vectors.shape[1]}: set vector_size to it, not {tables.w_in.shape[1]}"
+        )
+    rows = np.array([vocabulary.index[word] for word in start.words])
+    w_in = tables.w_in.at[rows].set(start.vectors)
+    w_out = tables.w_out if start.context_vectors is None else tables.w_out.at[rows].set(start.context_vectors)
+    return Tables(w_in, w_out)

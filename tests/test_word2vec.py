@@ -1,0 +1,190 @@
+"""Word2Vec: sampling, the training program, the guard against divergence, and what the vectors learn."""
+
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqjax.embeddings import Word2VecConfig, count_words, encode, make_vocabulary, train_word2vec
+from seqjax.embeddings.word2vec import (
+    Tables,
+    alias_table,
+    check_memory,
+    draw_negatives,
+    init_tables,
+    keep_probability,
+    make_sampler,
+    subsample,
+    train_chunk,
+)
+from seqjax.errors import InputError
+
+SMALL = {"vector_size": 16, "min_count": 1, "window": 2, "block": 64, "tile": 16, "shared_negatives": 8}
+
+
+def topics(n=1500, seed=0):
+    """Sentences about one of two topics: words of a topic occur together."""
+    rng = np.random.default_rng(seed)
+    words = np.array([[f"a{i}" for i in range(20)], [f"b{i}" for i in range(20)]])
+    return [words[rng.integers(2)][rng.integers(0, 20, rng.integers(2, 12))].tolist() for _ in range(n)]
+
+
+def test_keep_probability_is_gensims():
+    counts = np.array([600, 300, 90, 9, 1])
+    from gensim.models import Word2Vec
+
+    corpus = [[str(i)] * int(count) for i, count in enumerate(counts)]
+    model = Word2Vec(min_count=1, sample=0.05)
+    model.build_vocab(corpus)
+    theirs = [model.wv.get_vecattr(str(i), "sample_int") / 2**32 for i in range(5)]
+    np.testing.assert_allclose(keep_probability(counts, 0.05), theirs, atol=1e-6)
+    assert keep_probability(counts, 0.0).tolist() == [1] * 5
+
+
+def test_alias_table_holds_the_distribution():
+    p = np.random.default_rng(0).dirichlet(np.full(50, 0.3))
+    accept, alias = alias_table(p)
+    made = accept / 50 + np.bincount(alias, (1 - accept) / 50, 50)
+    np.testing.assert_allclose(made, p, atol=1e-12)
+
+
+def test_negatives_are_drawn_by_frequency(key):
+    counts = np.array([1000, 300, 90, 30, 9])
+    drawn = draw_negatives(make_sampler(counts, Word2VecConfig()), key, (20_000,))
+    p = counts**0.75 / (counts**0.75).sum()
+    expected = 20_000 * p
+    assert np.sum((np.bincount(drawn, minlength=5) - expected) ** 2 / expected) < 25  # χ² of 4 degrees: p < 1e-4
+
+
+def test_subsampling_moves_what_stays_together(key):
+    sentences = [[0, 1, 2], [3], [4, 5, 6, 7]]
+    ids = np.concatenate([[~words[0], *words[1:]] for words in sentences]).astype(np.int32)
+    keep = jnp.asarray([1, 0, 1, 0, 0, 1, 1, 0], jnp.float32)  # the first word of the third sentence goes
+    text = subsample(jnp.asarray(np.pad(ids, (0, 5))), jnp.int32(len(ids)), keep, key, window=2, block=4)
+    assert int(text.n) == 4
+    assert text.ids[2:6].tolist() == [0, 2, 5, 6]
+    assert text.sentence.tolist() == [-1, -1, 1, 1, 3, 3] + [-1] * (len(text.sentence) - 6)
+
+
+def test_a_chunk_makes_the_pairs_of_its_sentences(key):
+    """One block; its only negative is word 8, whose vector is 0, so that the pairs are all there is."""
+    config = Word2VecConfig(**SMALL, sample=0.0)
+    sentences = [[0, 1, 2, 3, 4, 5, 6], [2, 4], [7, 0, 7], [*range(8)] * 6]
+    ids = np.concatenate([[~words[0], *words[1:]] for words in sentences]).astype(np.int32)
+    w_in, w_out = (jax.random.normal(k, (9, 16)) for k in jax.random.split(key))
+    w_out = w_out.at[8].set(0.0)
+    sampler = make_sampler(np.full(9, 10), config)
+    sampler = sampler._replace(accept=jnp.zeros(9), alias=jnp.full(9, 8), scale_in=jnp.ones(9), scale_out=jnp.ones(9))
+    before = np.asarray(w_in, float), np.asarray(w_out, float)
+    alphas = jnp.array([0.01, 0.01])
+    n = jnp.int32(len(ids))
+    tables, kept, (_, pairs) = train_chunk(config, Tables(w_in, w_out), sampler, np.pad(ids, (0, 4)), n, alphas, key)
+    assert int(kept) == len(ids)
+    d_in, d_out, total = np.zeros((9, 16)), np.zeros((9, 16)), 0.0
+    for words in sentences:
+        for (i, context), (j, centre) in itertools.product(enumerate(words), repeat=2):
+            if 0 < abs(i - j) <= config.window:
+                weight = (config.window + 1 - abs(i - j)) / config.window
+                x, o = before[0][context], before[1][centre]
+                step = 0.01 * weight / (1 + np.exp(x @ o))
+                d_in[context] += step * o
+                d_out[centre] += step * x
+                total += weight
+    np.testing.assert_allclose(tables.w_in - before[0].astype(np.float32), d_in, atol=1e-5)
+    np.testing.assert_allclose((tables.w_out - before[1].astype(np.float32))[:8], d_out[:8], atol=1e-5)
+    np.testing.assert_allclose(pairs, total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("windows", ["expected", "random", "fixed"])
+def test_words_of_a_topic_end_up_together(windows, key):
+    reports = []
+    config = Word2VecConfig(**SMALL, windows=windows, sample=0.0, epochs=12, alpha=0.05)
+    vectors = train_word2vec(topics(), config, key=key, progress=reports.append)
+    for word in ("a3", "b7"):
+        assert {found[0] for found, _ in vectors.most_similar(word, topn=10)} == {word[0]}
+    assert reports[-1].fraction == 1
+    assert reports[-1].words == 12 * sum(map(len, topics()))
+    assert reports[-1].loss < reports[0].loss
+
+
+def test_the_same_key_gives_the_same_bytes(key, tmp_path):
+    corpus = topics(300)
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(map(" ".join, corpus)))
+    config = Word2VecConfig(**SMALL, epochs=1)
+    first, second, other = (
+        train_word2vec(source, config, key=k).vectors.tobytes()
+        for source, k in ((corpus, key), (path, key), (corpus, jax.random.key(1)))
+    )
+    assert first == second
+    assert first != other
+
+
+def test_the_guard_prevents_the_planted_divergence(key):
+    rng = np.random.default_rng(0)
+    words = np.array([f"w{i}" for i in range(400)])
+    corpus = [words[np.minimum(rng.zipf(1.3, 500) - 1, 399)].tolist() for _ in range(150)]
+    norms = {}
+    for guard in (None, Word2VecConfig().guard):
+        config = Word2VecConfig(vector_size=32, sample=0.0, block=2048, guard=guard, epochs=2, min_count=1)
+        vectors = train_word2vec(corpus, config, key=key).vectors
+        norms[guard] = np.linalg.norm(vectors, axis=1).max()
+    assert not norms[None] < 100
+    assert norms[64.0] < 10
+
+
+def test_training_goes_on_with_a_grown_vocabulary(key):
+    config = Word2VecConfig(**SMALL, epochs=1)
+    old = train_word2vec(topics(300), config, key=key)
+    new = train_word2vec([["a1", "new", "a2"]] * 50, config, key=key, start=old)
+    assert set(new.words) == {*old.words, "new"}
+    assert new.counts[new.index["a1"]] == old.counts[old.index["a1"]] + 50
+    np.testing.assert_array_equal(new["b3"], old["b3"])  # does not occur, so it stays, unless drawn as a negative
+    assert np.abs(new["a1"] - old["a1"]).max() > 0
+    with pytest.raises(InputError, match="start has vectors of size 16: set vector_size"):
+        train_word2vec(topics(20), Word2VecConfig(min_count=1), key=key, start=old)
+
+
+def test_the_tables_are_not_copied_in_the_loop(key):
+    """A copy costs as much as the work of a thousand blocks; XLA makes one if a branch or a late read sees a table."""
+    config, v = Word2VecConfig(), 5003
+    args = init_tables(key, v, 100), make_sampler(np.arange(v) + 1, config), jnp.zeros(4096, jnp.int32), jnp.int32(9)
+    text = train_chunk.lower(config, *args, jnp.zeros(2), key).compile().as_text()
+    assert not re.findall(rf"= f32\[{v},100\]\S* copy\(", text)
+
+
+def test_a_second_chunk_compiles_nothing(key):
+    config = Word2VecConfig(**SMALL, epochs=3)
+    train_word2vec(topics(200), config, key=key)
+    before = train_chunk._cache_size()
+    train_word2vec(topics(210, seed=3), config, key=key)
+    assert train_chunk._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"negative": 0}, "negative=0; it must be at least 1"),
+        ({"block": 100}, "block=100; it must be a multiple of tile=32"),
+        ({"alpha": 0.0}, "alpha=0.0 is out of range"),
+        ({"min_alpha": 0.1}, "min_alpha=0.1 is out of range"),
+        ({"sample": -1.0}, "sample=-1.0 is out of range"),
+    ],
+)
+def test_a_bad_option_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        Word2VecConfig(**options)
+
+
+def test_a_bad_corpus_is_told(key):
+    with pytest.raises(InputError, match="min_count=50 leaves no word: the most frequent of 1 words, 'a', occurs 3"):
+        train_word2vec([["a"] * 3], Word2VecConfig(min_count=50), key=key)
+    vocabulary = make_vocabulary(count_words([["z"] * 9]))
+    with pytest.raises(InputError, match="holds no word of the vocabulary"):
+        train_word2vec([["a"] * 3], key=key, vocabulary=vocabulary)
+    assert list(encode([["a"]], vocabulary)) == []
+    with pytest.raises(InputError, match=r"need 7450.6 GiB for two tables"):
+        check_memory(1_000_000_000, 1000)
