@@ -305,7 +305,7 @@ def fit(
     meter = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     template = jax.tree.map(_abstract, state)
     at = _Position(0, state, meter, 0.0, 0)
-    with Checkpoints(directory / "checkpoints", keep=loop.keep) as checkpoints, _sigterm() as stop:
+    with Checkpoints(directory / "checkpoints", keep=loop.keep) as checkpoints, sigterm() as stop:
         restored = checkpoints.restore(template) if resume else None
         if restored is not None:
             at = _unpack(restored, meter)
@@ -410,7 +410,7 @@ def averages(metrics: dict) -> dict[str, float]:
 
 
 @contextmanager
-def _sigterm() -> Iterator[threading.Event]:
+def sigterm() -> Iterator[threading.Event]:
     """An event that SIGTERM sets, so that the loop can save before it ends. Outside the main thread: never set."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,7 +1,9 @@
 """Word2Vec: sampling, the training program, the guard against divergence, and what the vectors learn."""
 
 import itertools
+import os
 import re
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +123,42 @@ def test_the_same_key_gives_the_same_bytes(key, tmp_path):
     )
     assert first == second
     assert first != other
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(key, tmp_path, monkeypatch):
+    monkeypatch.setattr("seqjax.embeddings.word2vec.CHUNK", 1 << 10)
+    config = Word2VecConfig(**SMALL, epochs=2)
+    whole = train_word2vec(topics(400), config, key=key)
+
+    class Crash(Exception):
+        pass
+
+    def crash(progress):
+        if progress.fraction > 0.6:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train_word2vec(topics(400), config, key=key, checkpoints=tmp_path, checkpoint_every=2, progress=crash)
+    seen = []
+    options = {"checkpoints": tmp_path, "checkpoint_every": 2, "resume": True}
+    resumed = train_word2vec(topics(400), config, key=key, progress=seen.append, **options)
+    assert seen[0].fraction > 0.4
+    np.testing.assert_array_equal(resumed.vectors, whole.vectors)
+    np.testing.assert_array_equal(resumed.context_vectors, whole.context_vectors)
+    with pytest.raises(InputError, match="resume=True needs checkpoints="):
+        train_word2vec(topics(20), config, key=key, resume=True)
+
+
+def test_sigterm_saves_first(key, tmp_path, monkeypatch):
+    monkeypatch.setattr("seqjax.embeddings.word2vec.CHUNK", 1 << 10)
+    config = Word2VecConfig(**SMALL, epochs=2)
+
+    def stop(progress):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="143"):
+        train_word2vec(topics(400), config, key=key, checkpoints=tmp_path, progress=stop)
+    assert [int(path.name) for path in tmp_path.iterdir()] in ([2], [3])
 
 
 def test_the_guard_prevents_the_planted_divergence(key):

@@ -13,6 +13,12 @@ from seqjax.embeddings.counts import tf_idf as tf_idf
 from seqjax.embeddings.factorize import pca as pca
 from seqjax.embeddings.factorize import svd_embeddings as svd_embeddings
 from seqjax.embeddings.factorize import truncated_svd as truncated_svd
+from seqjax.embeddings.formats import load_fasttext as load_fasttext
+from seqjax.embeddings.formats import load_glove as load_glove
+from seqjax.embeddings.formats import load_word2vec as load_word2vec
+from seqjax.embeddings.formats import save_fasttext as save_fasttext
+from seqjax.embeddings.formats import save_glove as save_glove
+from seqjax.embeddings.formats import save_word2vec as save_word2vec
 from seqjax.embeddings.plots import export_projector as export_projector
 from seqjax.embeddings.plots import plot_words as plot_words
 from seqjax.embeddings.skipgram import skipgram_loss as skipgram_loss

@@ -19,7 +19,7 @@ _HASHED, _COMPOSED = 1 << 14, 1 << 8  # words at a time, so that what is compute
 
 
 class FastTextHeader(NamedTuple):
-    """What Facebook's file says beside words, n-grams and vectors; the defaults are fastText's for skip-gram.
+    """What Facebook's file says beside words, n-grams and vectors, in its order; the defaults are its for skip-gram.
 
     Nothing here is needed to use the vectors: it is kept so that a file can be written again as it was.
     """
@@ -89,6 +89,7 @@ def _hash_block(words, min_n, max_n, bucket):
     ends = np.searchsorted(first, np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded))))
     sizes = np.diff(ends, prepend=0)
     left = np.repeat(ends, sizes) - np.arange(len(first))  # characters to the end of the word, this one included
+    max_n = min(max_n, sizes.max(initial=0))
 
     lengths = np.arange(max(min_n, 1), max_n + 1)
     present = left[:, None] >= lengths
@@ -131,26 +132,26 @@ def compose(subwords: Subwords, words: Sequence[str], *, index: Mapping[str, int
     Raises:
       InputError: a word cannot be written as UTF-8.
     """
-    vectors = np.zeros((len(words), subwords.rows.shape[1]), np.float32)
+    vectors = np.empty((len(words), subwords.rows.shape[1]), np.float32)
     for start in range(0, len(words), _COMPOSED):
         block = words[start : start + _COMPOSED]
-        rows, count, divisor = _rows_of(subwords, block, index)
-        some = np.flatnonzero(count)
-        if len(some):
-            sums = np.add.reduceat(subwords.rows[rows], (np.cumsum(count) - count)[some], axis=0)
-            vectors[start + some] = sums * (1 / divisor[some, None]).astype(np.float32)
+        rows, offsets, divisor = _summands(subwords, block, index)
+        gathered = subwords.rows[rows]
+        # One by one, so that sums are rounded as in fastText; reduceat is no faster, and adds in another order.
+        for i in range(len(block)):
+            np.add.reduce(gathered[offsets[i] : offsets[i + 1]], axis=0, out=vectors[start + i])
+        vectors[start : start + len(block)] *= (1 / np.maximum(divisor, 1)).astype(np.float32)[:, None]
     return vectors
 
 
-def _rows_of(subwords, words, index):
-    """Which rows to add up, one word after the other; how many each word has; by what to divide."""
+def _summands(subwords, words, index):
+    """Rows [N] and offsets [len(words) + 1]: word i is the sum of rows[offsets[i] : offsets[i + 1]] / divisor[i]."""
     own = np.fromiter(map(index.get, words, repeat(-1)), np.int64, len(words))
     known = own >= 0
     buckets, offsets = ngram_table(words, min_n=subwords.min_n, max_n=subwords.max_n, bucket=subwords.bucket)
     slots = buckets if subwords.slots is None else subwords.slots[buckets]
     stored = slots >= 0
     begins = np.concatenate([[0], np.cumsum(stored)])[offsets]
-    # a word's own row comes first, so that sums are rounded as in fastText
-    rows = np.insert(len(index) + slots[stored].astype(np.int64), begins[:-1][known], own[known])
-    count = np.diff(begins) + known
-    return rows, count, count if subwords.pruned else np.diff(offsets) + known
+    rows = np.insert(len(index) + slots[stored].astype(np.int64), begins[:-1][known], own[known])  # its own comes first
+    begins += np.concatenate([[0], np.cumsum(known)])
+    return rows, begins, np.diff(begins) if subwords.pruned else np.diff(offsets) + known

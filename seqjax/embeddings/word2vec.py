@@ -8,11 +8,13 @@ Frequent words occur many times in a block, so their rows would take as many ste
 guard scales the steps of a row to at most ``guard`` expected pairs a block; rarer rows are not touched.
 """
 
+import math
 import os
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -259,6 +261,9 @@ def train_word2vec(
     vocabulary: Vocabulary | None = None,
     start: WordVectors | None = None,
     progress: Callable[[Progress], None] | None = None,
+    checkpoints: str | os.PathLike | None = None,
+    checkpoint_every: int = 100,
+    resume: bool = False,
 ) -> WordVectors:
     """Train word vectors on a corpus, a path or an iterable of lists of words (see `seqjax.embeddings.vocabulary`).
 
@@ -269,6 +274,9 @@ def train_word2vec(
       vocabulary: words and counts, if they are known; otherwise the corpus is counted.
       start: vectors to go on from. Words that they lack are added, words of theirs that the corpus lacks stay.
       progress: is called after every chunk of about 260,000 words.
+      checkpoints: a directory to save to every ``checkpoint_every`` chunks, at the end, and before SIGTERM ends the
+        process with status 143.
+      resume: go on from the last checkpoint there, to the same bytes as without an interruption.
 
     >>> corpus = [["a", "b", "a", "c"]] * 20
     >>> train_word2vec(corpus, Word2VecConfig(vector_size=8, min_count=1, epochs=1), key=jax.random.key(0)).words
@@ -300,46 +308,91 @@ def train_word2vec(
             raise InputError("the corpus holds no word of the vocabulary: give the corpus that it was made from")
         file.flush()
         ids = np.memmap(file, np.int32, "r")
-        tables = _fit(config, tables, sampler, ids, key_train, progress)
+        with _Saver(checkpoints, checkpoint_every) as saver:
+            tables = _fit(config, tables, sampler, ids, key_train, _Clock(progress), saver, resume)
     w_in, w_out = (np.asarray(table) for table in tables)
     return WordVectors(vocabulary.words, w_in, counts=vocabulary.counts, context_vectors=w_out)
 
 
-def _fit(config, tables, sampler, ids, key, progress) -> Tables:
+def _fit(config, tables, sampler, ids, key, clock, saver, resume) -> Tables:
     size = min(CHUNK, max(1 << 10, 1 << (len(ids) - 1).bit_length()))
     pieces = list(_pieces(ids, size))
-    total, fold, clock = config.epochs * len(ids), jax.jit(jax.random.fold_in), _Clock(progress)
+    steps, fold = config.epochs * len(pieces), jax.jit(jax.random.fold_in)
+    done = 0
+    if resume:
+        done, tables, clock.words = saver.restore(tables)
     pending = []  # a chunk is reported when the next one runs: to ask for its results at once would stop the device
-    for epoch in range(config.epochs):
-        for i, (begin, end) in enumerate(pieces):
-            at, to = ((epoch * len(ids) + place) / total for place in (begin, end))
-            alphas = np.array([config.alpha + (config.min_alpha - config.alpha) * x for x in (at, to)], np.float32)
-            chunk = np.zeros(size, np.int32)
-            chunk[: end - begin] = ids[begin:end]
-            step = fold(key, np.int32(epoch * len(pieces) + i))
-            tables, n, loss = train_chunk(config, tables, sampler, chunk, np.int32(end - begin), alphas, step)
-            pending.append((epoch, to, n, loss))
-            if len(pending) > 1:
-                clock.report(*pending.pop(0))
-    clock.report(*pending.pop())
+    for step in range(done, steps):
+        epoch, i = divmod(step, len(pieces))
+        begin, end = pieces[i]
+        at, to = ((epoch + place / len(ids)) / config.epochs for place in (begin, end))
+        alphas = np.array([config.alpha + (config.min_alpha - config.alpha) * x for x in (at, to)], np.float32)
+        chunk = np.zeros(size, np.int32)
+        chunk[: end - begin] = ids[begin:end]
+        n = np.int32(end - begin)
+        tables, *results = train_chunk(config, tables, sampler, chunk, n, alphas, fold(key, np.int32(step)))
+        pending.append((epoch, to, *results))
+        saving = saver.due(step + 1, steps)
+        while len(pending) > (0 if saving else 1):
+            clock.report(*pending.pop(0))
+        if saving:
+            saver.save(step + 1, tables, clock.words)
+    for results in pending:
+        clock.report(*results)
     return tables
+
+
+class _Saver:
+    """Checkpoints of the tables, where a directory is given; a context manager, in which SIGTERM waits for them."""
+
+    def __init__(self, directory, every):
+        self._directory, self._every, self._contexts = directory, every, ExitStack()
+
+    def __enter__(self):
+        if self._directory is not None:
+            from seqjax.checkpoint import Checkpoints  # needs Orbax
+            from seqjax.train import sigterm
+
+            self._checkpoints = self._contexts.enter_context(Checkpoints(self._directory))
+            self._stop = self._contexts.enter_context(sigterm())
+        return self
+
+    def __exit__(self, *error):
+        return self._contexts.__exit__(*error)
+
+    def restore(self, tables):
+        """The chunks that are done, the tables and the number of words, of the last checkpoint or of the beginning."""
+        if self._directory is None:
+            raise InputError("resume=True needs checkpoints=, the directory to go on from")
+        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tables)
+        restored = self._checkpoints.restore(template)
+        return (0, tables, 0) if restored is None else (restored.step, restored.tree, restored.metadata["words"])
+
+    def due(self, step, last):
+        return self._directory is not None and (self._stop.is_set() or step % self._every == 0 or step == last)
+
+    def save(self, step, tables, words):
+        self._checkpoints.save(step, tables, {"words": words})
+        if self._stop.is_set():
+            self._checkpoints.wait()
+            raise SystemExit(143)
 
 
 class _Clock:
     """Reports progress; the speed leaves out the first chunk, which waits for the compiler."""
 
     def __init__(self, progress):
-        self._progress, self._words, self._first = progress, 0, None
+        self.words, self._progress, self._first = 0, progress, None
 
     def report(self, epoch, fraction, n, loss):
+        self.words += int(n)
         if self._progress is None:
             return
-        self._words += int(n)
         nats, pairs = map(float, loss)
         now = time.perf_counter()
-        words, began = self._first = self._first or (self._words, now)
-        rate = (self._words - words) / (now - began) if now > began else float("nan")
-        self._progress(Progress(epoch, fraction, self._words, rate, nats / pairs if pairs else float("nan")))
+        words, began = self._first = self._first or (self.words, now)
+        rate = (self.words - words) / (now - began) if now > began else math.nan
+        self._progress(Progress(epoch, fraction, self.words, rate, nats / pairs if pairs else math.nan))
 
 
 def _pieces(ids: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
