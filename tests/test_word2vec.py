@@ -11,17 +11,8 @@ import numpy as np
 import pytest
 
 from seqjax.embeddings import Word2VecConfig, count_words, encode, make_vocabulary, train_word2vec
-from seqjax.embeddings.word2vec import (
-    Tables,
-    alias_table,
-    check_memory,
-    draw_negatives,
-    init_tables,
-    keep_probability,
-    make_sampler,
-    subsample,
-    train_chunk,
-)
+from seqjax.embeddings.sampling import alias_table, draw, keep_probability, subsample
+from seqjax.embeddings.word2vec import Tables, check_memory, init_tables, make_sampler, train_chunk
 from seqjax.errors import InputError
 
 SMALL = {"vector_size": 16, "min_count": 1, "window": 2, "block": 64, "tile": 16, "shared_negatives": 8}
@@ -55,7 +46,8 @@ def test_alias_table_holds_the_distribution():
 
 def test_negatives_are_drawn_by_frequency(key):
     counts = np.array([1000, 300, 90, 30, 9])
-    drawn = draw_negatives(make_sampler(counts, Word2VecConfig()), key, (20_000,))
+    sampler = make_sampler(counts, Word2VecConfig())
+    drawn = draw(sampler.accept, sampler.alias, key, (20_000,))
     p = counts**0.75 / (counts**0.75).sum()
     expected = 20_000 * p
     assert np.sum((np.bincount(drawn, minlength=5) - expected) ** 2 / expected) < 25  # χ² of 4 degrees: p < 1e-4
@@ -83,7 +75,7 @@ def test_a_chunk_makes_the_pairs_of_its_sentences(key):
     before = np.asarray(w_in, float), np.asarray(w_out, float)
     alphas = jnp.array([0.01, 0.01])
     n = jnp.int32(len(ids))
-    tables, kept, (_, pairs) = train_chunk(config, Tables(w_in, w_out), sampler, np.pad(ids, (0, 4)), n, alphas, key)
+    tables, kept, (_, pairs) = train_chunk(config, sampler, Tables(w_in, w_out), np.pad(ids, (0, 4)), n, alphas, key)
     assert int(kept) == len(ids)
     d_in, d_out, total = np.zeros((9, 16)), np.zeros((9, 16)), 0.0
     for words in sentences:
@@ -126,7 +118,7 @@ def test_the_same_key_gives_the_same_bytes(key, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(key, tmp_path, monkeypatch):
-    monkeypatch.setattr("seqjax.embeddings.word2vec.CHUNK", 1 << 10)
+    monkeypatch.setattr("seqjax.embeddings.streaming.CHUNK", 1 << 10)
     config = Word2VecConfig(**SMALL, epochs=2)
     whole = train_word2vec(topics(400), config, key=key)
 
@@ -150,7 +142,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(key, tmp_path, monkeypatch
 
 
 def test_sigterm_saves_first(key, tmp_path, monkeypatch):
-    monkeypatch.setattr("seqjax.embeddings.word2vec.CHUNK", 1 << 10)
+    monkeypatch.setattr("seqjax.embeddings.streaming.CHUNK", 1 << 10)
     config = Word2VecConfig(**SMALL, epochs=2)
 
     def stop(progress):
@@ -189,7 +181,7 @@ def test_training_goes_on_with_a_grown_vocabulary(key):
 def test_the_tables_are_not_copied_in_the_loop(key):
     """A copy costs as much as the work of a thousand blocks; XLA makes one if a branch or a late read sees a table."""
     config, v = Word2VecConfig(), 5003
-    args = init_tables(key, v, 100), make_sampler(np.arange(v) + 1, config), jnp.zeros(4096, jnp.int32), jnp.int32(9)
+    args = make_sampler(np.arange(v) + 1, config), init_tables(key, v, 100), jnp.zeros(4096, jnp.int32), jnp.int32(9)
     text = train_chunk.lower(config, *args, jnp.zeros(2), key).compile().as_text()
     assert not re.findall(rf"= f32\[{v},100\]\S* copy\(", text)
 

@@ -8,13 +8,9 @@ Frequent words occur many times in a block, so their rows would take as many ste
 guard scales the steps of a row to at most ``guard`` expected pairs a block; rarer rows are not touched.
 """
 
-import math
 import os
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -24,9 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from seqjax.embeddings.sampling import alias_table, draw, keep_probability, subsample
 from seqjax.embeddings.skipgram import Tiles, skipgram_loss, skipgram_update, window_weights
+from seqjax.embeddings.streaming import Progress, encoded, run
 from seqjax.embeddings.vectors import WordVectors
-from seqjax.embeddings.vocabulary import Corpus, Vocabulary, count_words, encode, make_vocabulary
+from seqjax.embeddings.vocabulary import Corpus, Vocabulary, count_words, make_vocabulary
 from seqjax.errors import InputError
 from seqjax.types import Array, Float, Int, PRNGKey
 
@@ -80,7 +78,6 @@ class Word2VecConfig:
 
 
 MEASURED = 16  # of so many blocks, the loss of one is computed
-CHUNK = 1 << 18  # ids
 
 
 class Tables(NamedTuple):
@@ -98,43 +95,6 @@ class Sampler(NamedTuple):
     alias: Array  # int32[V]
     scale_in: Array  # [V], the guard
     scale_out: Array  # [V]
-
-
-class Progress(NamedTuple):
-    """How far training is: given after every chunk."""
-
-    epoch: int
-    fraction: float  # of all epochs
-    words: int  # trained on so far, without those left out
-    words_per_second: float
-    loss: float  # nats a pair, over the last chunk
-
-
-def keep_probability(counts: Int[np.ndarray, "V"], sample: float) -> Float[np.ndarray, "V"]:
-    """With what probability an occurrence of a word stays: ``min(1, √(sample / f) + sample / f)``, f its share."""
-    if sample == 0:
-        return np.ones(len(counts))
-    ratio = sample * counts.sum() / counts
-    return np.minimum(1, np.sqrt(ratio) + ratio)
-
-
-def alias_table(p: Float[np.ndarray, "V"]) -> tuple[Float[np.ndarray, "V"], Int[np.ndarray, "V"]]:
-    """Walker's alias table (1977): take a column at random, keep it with probability accept, else take its alias.
-
-    >>> alias_table(np.array([0.75, 0.25]))
-    (array([1. , 0.5]), array([0, 0]))
-    """
-    scaled = (p / p.sum() * len(p)).tolist()
-    accept, alias = np.ones(len(p)), np.arange(len(p))
-    small = [i for i, q in enumerate(scaled) if q < 1]
-    large = [i for i, q in enumerate(scaled) if q >= 1]
-    while small and large:
-        i, j = small.pop(), large[-1]
-        accept[i], alias[i] = scaled[i], j
-        scaled[j] -= 1 - scaled[i]
-        if scaled[j] < 1:
-            small.append(large.pop())
-    return accept, alias
 
 
 def make_sampler(counts: Int[np.ndarray, "V"], config: Word2VecConfig) -> Sampler:
@@ -158,42 +118,11 @@ def make_sampler(counts: Int[np.ndarray, "V"], config: Word2VecConfig) -> Sample
     return Sampler(keep, accept, jnp.asarray(alias, np.int32), scale_in, scale_out)
 
 
-class Text(NamedTuple):
-    """The words of a chunk that stay, moved together, and which sentence each is of (-1: none, padding)."""
-
-    ids: Array  # int32[N + block + 2 window], the first word at `window`
-    sentence: Array
-    n: Array  # int32
-
-
-def subsample(
-    ids: Int[Array, "N"], n: Array, keep: Float[Array, "V"], key: PRNGKey, *, window: int, block: int
-) -> Text:
-    """Leave out frequent words of the first ``n`` ids at random; ``ids`` are as `encode` gives them."""
-    begins = ids < 0
-    words = jnp.where(begins, ~ids, ids)
-    stays = (jax.random.uniform(key, ids.shape) < keep[words]) & (jnp.arange(len(ids)) < n)
-    place = jnp.cumsum(stays, dtype=jnp.int32)
-    length = len(ids) + block + 2 * window
-    at = jnp.where(stays, place - 1 + window, length)
-    moved = jnp.zeros(length, jnp.int32).at[at].set(words, mode="drop")
-    sentence = jnp.full(length, -1, jnp.int32).at[at].set(jnp.cumsum(begins, dtype=jnp.int32), mode="drop")
-    return Text(moved, sentence, place[-1])
-
-
-def draw_negatives(sampler: Sampler, key: PRNGKey, shape: tuple[int, ...]) -> Int[Array, "..."]:
-    """Words drawn from the distribution of the alias table."""
-    v = len(sampler.accept)
-    column, coin = jax.random.split(key)
-    column = jax.random.randint(column, shape, 0, v)
-    return jnp.where(jax.random.uniform(coin, shape) < sampler.accept[column], column, sampler.alias[column])
-
-
 @partial(jax.jit, static_argnames="config", donate_argnames="tables")
 def train_chunk(
     config: Word2VecConfig,
-    tables: Tables,
     sampler: Sampler,
+    tables: Tables,
     ids: Int[Array, "N"],
     n: Array,
     alphas: Float[Array, "2"],
@@ -221,7 +150,7 @@ def train_chunk(
             for x in (text.ids, text.sentence)
         )
         centres, own = rows[:, window : window + tile], sentence[:, window : window + tile]
-        negatives = draw_negatives(sampler, key_negatives, (n_tiles, config.shared_negatives))
+        negatives = draw(sampler.accept, sampler.alias, key_negatives, (n_tiles, config.shared_negatives))
         same = (sentence[:, :, None] == own[:, None, :]) & (own >= 0)[:, None, :]
         match config.windows:
             case "expected":
@@ -299,111 +228,21 @@ def train_word2vec(
     if start is not None:
         tables = _warm(tables, vocabulary, start)
     sampler = make_sampler(vocabulary.counts, config)
-    with tempfile.TemporaryFile(prefix="seqjax-") as file:
-        n_ids = 0
-        for piece in encode(corpus, vocabulary):
-            piece.tofile(file)
-            n_ids += len(piece)
-        if n_ids == 0:
-            raise InputError("the corpus holds no word of the vocabulary: give the corpus that it was made from")
-        file.flush()
-        ids = np.memmap(file, np.int32, "r")
-        with _Saver(checkpoints, checkpoint_every) as saver:
-            tables = _fit(config, tables, sampler, ids, key_train, _Clock(progress), saver, resume)
+    with encoded(corpus, vocabulary) as ids:
+        tables = run(
+            partial(train_chunk, config, sampler),
+            tables,
+            ids,
+            epochs=config.epochs,
+            alphas=(config.alpha, config.min_alpha),
+            key=key_train,
+            progress=progress,
+            checkpoints=checkpoints,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+        )
     w_in, w_out = (np.asarray(table) for table in tables)
     return WordVectors(vocabulary.words, w_in, counts=vocabulary.counts, context_vectors=w_out)
-
-
-def _fit(config, tables, sampler, ids, key, clock, saver, resume) -> Tables:
-    size = min(CHUNK, max(1 << 10, 1 << (len(ids) - 1).bit_length()))
-    pieces = list(_pieces(ids, size))
-    steps, fold = config.epochs * len(pieces), jax.jit(jax.random.fold_in)
-    done = 0
-    if resume:
-        done, tables, clock.words = saver.restore(tables)
-    pending = []  # a chunk is reported when the next one runs: to ask for its results at once would stop the device
-    for step in range(done, steps):
-        epoch, i = divmod(step, len(pieces))
-        begin, end = pieces[i]
-        at, to = ((epoch + place / len(ids)) / config.epochs for place in (begin, end))
-        alphas = np.array([config.alpha + (config.min_alpha - config.alpha) * x for x in (at, to)], np.float32)
-        chunk = np.zeros(size, np.int32)
-        chunk[: end - begin] = ids[begin:end]
-        n = np.int32(end - begin)
-        tables, *results = train_chunk(config, tables, sampler, chunk, n, alphas, fold(key, np.int32(step)))
-        pending.append((epoch, to, *results))
-        saving = saver.due(step + 1, steps)
-        while len(pending) > (0 if saving else 1):
-            clock.report(*pending.pop(0))
-        if saving:
-            saver.save(step + 1, tables, clock.words)
-    for results in pending:
-        clock.report(*results)
-    return tables
-
-
-class _Saver:
-    """Checkpoints of the tables, where a directory is given; a context manager, in which SIGTERM waits for them."""
-
-    def __init__(self, directory, every):
-        self._directory, self._every, self._contexts = directory, every, ExitStack()
-
-    def __enter__(self):
-        if self._directory is not None:
-            from seqjax.checkpoint import Checkpoints  # needs Orbax
-            from seqjax.train import sigterm
-
-            self._checkpoints = self._contexts.enter_context(Checkpoints(self._directory))
-            self._stop = self._contexts.enter_context(sigterm())
-        return self
-
-    def __exit__(self, *error):
-        return self._contexts.__exit__(*error)
-
-    def restore(self, tables):
-        """The chunks that are done, the tables and the number of words, of the last checkpoint or of the beginning."""
-        if self._directory is None:
-            raise InputError("resume=True needs checkpoints=, the directory to go on from")
-        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tables)
-        restored = self._checkpoints.restore(template)
-        return (0, tables, 0) if restored is None else (restored.step, restored.tree, restored.metadata["words"])
-
-    def due(self, step, last):
-        return self._directory is not None and (self._stop.is_set() or step % self._every == 0 or step == last)
-
-    def save(self, step, tables, words):
-        self._checkpoints.save(step, tables, {"words": words})
-        if self._stop.is_set():
-            self._checkpoints.wait()
-            raise SystemExit(143)
-
-
-class _Clock:
-    """Reports progress; the speed leaves out the first chunk, which waits for the compiler."""
-
-    def __init__(self, progress):
-        self.words, self._progress, self._first = 0, progress, None
-
-    def report(self, epoch, fraction, n, loss):
-        self.words += int(n)
-        if self._progress is None:
-            return
-        nats, pairs = map(float, loss)
-        now = time.perf_counter()
-        words, began = self._first = self._first or (self.words, now)
-        rate = (self.words - words) / (now - began) if now > began else math.nan
-        self._progress(Progress(epoch, fraction, self.words, rate, nats / pairs if pairs else math.nan))
-
-
-def _pieces(ids: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
-    """Where to cut the ids: at the last border of sentences that a chunk holds, so that no pair is lost."""
-    begin = 0
-    while len(ids) - begin > size:
-        borders = np.flatnonzero(ids[begin + 1 : begin + size + 1] < 0)
-        end = begin + 1 + int(borders[-1]) if len(borders) else begin + size
-        yield begin, end
-        begin = end
-    yield begin, len(ids)
 
 
 def init_tables(key: PRNGKey, n_words: int, size: int) -> Tables:

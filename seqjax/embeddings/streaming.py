@@ -1,0 +1,161 @@
+"""A text that streams through a device: ids in chunks, step sizes that fall, progress, checkpoints.
+
+`run` is what Word2Vec and its kin share. They differ in the program for a chunk.
+"""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from seqjax.embeddings.vocabulary import Corpus, Vocabulary, encode
+from seqjax.errors import InputError
+from seqjax.types import PRNGKey, PyTree
+
+CHUNK = 1 << 18  # ids
+
+
+class Progress(NamedTuple):
+    """How far training is: given after every chunk."""
+
+    epoch: int
+    fraction: float  # of all epochs
+    words: int  # trained on so far, without those left out
+    words_per_second: float
+    loss: float  # nats a pair, over the last chunk
+
+
+@contextmanager
+def encoded(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[np.ndarray]:
+    """The ids of a corpus (`encode`), int32 [N], mapped from a temporary file that goes when the context ends.
+
+    Raises:
+      InputError: the corpus cannot be read, or has no word of the vocabulary.
+    """
+    with tempfile.TemporaryFile(prefix="seqjax-") as file:
+        n = 0
+        for piece in encode(corpus, vocabulary):
+            piece.tofile(file)
+            n += len(piece)
+        if n == 0:
+            raise InputError("the corpus holds no word of the vocabulary: give the corpus that it was made from")
+        file.flush()
+        yield np.memmap(file, np.int32, "r")
+
+
+def run(
+    train_chunk: Callable,
+    tables: PyTree,
+    ids: np.ndarray,
+    *,
+    epochs: int,
+    alphas: tuple[float, float],
+    key: PRNGKey,
+    progress: Callable[[Progress], None] | None = None,
+    checkpoints: str | os.PathLike | None = None,
+    checkpoint_every: int = 100,
+    resume: bool = False,
+) -> PyTree:
+    """Take the ids, as `encode` gives them, ``epochs`` times through ``train_chunk``.
+
+    ``train_chunk(tables, ids, n, alphas, key) -> (tables, words, (loss, pairs))`` gets chunks of one size, of which
+    the first n count and which begin and end with a sentence; the step sizes at its ends, on a line from alphas[0] to
+    alphas[1]; and a key of its own. So the result does not depend on where a run was interrupted.
+
+    The directory ``checkpoints`` gets the tables every ``checkpoint_every`` chunks, at the end, and when SIGTERM
+    comes, which then ends the process with status 143. ``resume`` goes on from the last of them.
+    """
+    size = min(CHUNK, max(1 << 10, 1 << (len(ids) - 1).bit_length()))
+    pieces = list(_pieces(ids, size))
+    steps, fold, clock, done = epochs * len(pieces), jax.jit(jax.random.fold_in), _Clock(progress), 0
+    with _Saver(checkpoints, checkpoint_every) as saver:
+        if resume:
+            done, tables, clock.words = saver.restore(tables)
+        pending = []  # a chunk is reported when the next one runs: to ask for its results at once would stop the device
+        for step in range(done, steps):
+            epoch, i = divmod(step, len(pieces))
+            begin, end = pieces[i]
+            at, to = ((epoch + place / len(ids)) / epochs for place in (begin, end))
+            alpha = np.array([alphas[0] + (alphas[1] - alphas[0]) * x for x in (at, to)], np.float32)
+            chunk = np.zeros(size, np.int32)
+            chunk[: end - begin] = ids[begin:end]
+            tables, *results = train_chunk(tables, chunk, np.int32(end - begin), alpha, fold(key, np.int32(step)))
+            pending.append((epoch, to, *results))
+            saving = saver.due(step + 1, steps)
+            while len(pending) > (0 if saving else 1):
+                clock.report(*pending.pop(0))
+            if saving:
+                saver.save(step + 1, tables, clock.words)
+        for results in pending:
+            clock.report(*results)
+    return tables
+
+
+def _pieces(ids: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
+    """Where to cut the ids: at the last border of sentences that a chunk holds, so that no pair is lost."""
+    begin = 0
+    while len(ids) - begin > size:
+        borders = np.flatnonzero(ids[begin + 1 : begin + size + 1] < 0)
+        end = begin + 1 + int(borders[-1]) if len(borders) else begin + size
+        yield begin, end
+        begin = end
+    yield begin, len(ids)
+
+
+class _Saver:
+    """Checkpoints of the tables, where a directory is given; a context manager, in which SIGTERM waits for them."""
+
+    def __init__(self, directory, every):
+        self._directory, self._every, self._contexts = directory, every, ExitStack()
+
+    def __enter__(self):
+        if self._directory is not None:
+            from seqjax.checkpoint import Checkpoints  # needs Orbax
+            from seqjax.train import sigterm
+
+            self._checkpoints = self._contexts.enter_context(Checkpoints(self._directory))
+            self._stop = self._contexts.enter_context(sigterm())
+        return self
+
+    def __exit__(self, *error):
+        return self._contexts.__exit__(*error)
+
+    def restore(self, tables):
+        """The chunks that are done, the tables and the number of words, of the last checkpoint or of the beginning."""
+        if self._directory is None:
+            raise InputError("resume=True needs checkpoints=, the directory to go on from")
+        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tables)
+        restored = self._checkpoints.restore(template)
+        return (0, tables, 0) if restored is None else (restored.step, restored.tree, restored.metadata["words"])
+
+    def due(self, step, last):
+        return self._directory is not None and (self._stop.is_set() or step % self._every == 0 or step == last)
+
+    def save(self, step, tables, words):
+        self._checkpoints.save(step, tables, {"words": words})
+        if self._stop.is_set():
+            self._checkpoints.wait()
+            raise SystemExit(143)
+
+
+class _Clock:
+    """Reports progress; the speed leaves out the first chunk, which waits for the compiler."""
+
+    def __init__(self, progress):
+        self.words, self._progress, self._first = 0, progress, None
+
+    def report(self, epoch, fraction, n, loss):
+        self.words += int(n)
+        if self._progress is None:
+            return
+        nats, pairs = map(float, loss)
+        now = time.perf_counter()
+        words, began = self._first = self._first or (self.words, now)
+        rate = (self.words - words) / (now - began) if now > began else math.nan
+        self._progress(Progress(epoch, fraction, self.words, rate, nats / pairs if pairs else math.nan))
