@@ -133,24 +133,26 @@ def train_chunk(
     Returns the tables, the number of words that stayed, and the loss of every sixteenth block: nats, and pairs.
     """
     window, tile, n_tiles = config.window, config.tile, config.block // config.tile
-    key_text, key_blocks = jax.random.split(key)
+    key_text, key_negatives, key_windows = jax.random.split(key, 3)
     text = subsample(ids, n, sampler.keep, key_text, window=window, block=config.block)
     blocks = (text.n + config.block - 1) // config.block
+    # For all blocks at once: random numbers for one at a time would cost more than its products.
+    most = -(-len(ids) // config.block)
+    negatives = draw(sampler.accept, sampler.alias, key_negatives, (most, n_tiles, config.shared_negatives))
+    sizes = jax.random.randint(key_windows, (most, n_tiles, 1, tile), 1, window + 1)
     # Rows are read by this index for all tiles at once: XLA is several times slower at cutting them out of one block.
     places = jnp.asarray(np.arange(n_tiles)[:, None] * tile + np.arange(tile + 2 * window)[None])
     expected = window_weights(tile, window)
     inside = jnp.asarray(expected > 0)
-    size = jnp.asarray(np.where(expected > 0, np.rint((1 - expected) * window) + 1, window + 1))  # the distance
+    distance = jnp.asarray(np.rint((1 - expected) * window).astype(np.int32) + 1)  # window + 1 outside
 
     def block(i, carry):
         tables, sums = carry
-        key_negatives, key_windows = jax.random.split(jax.random.fold_in(key_blocks, i))
         rows, sentence = (
             lax.dynamic_slice(x, (i * config.block,), (config.block + 2 * window,))[places]
             for x in (text.ids, text.sentence)
         )
         centres, own = rows[:, window : window + tile], sentence[:, window : window + tile]
-        negatives = draw(sampler.accept, sampler.alias, key_negatives, (n_tiles, config.shared_negatives))
         same = (sentence[:, :, None] == own[:, None, :]) & (own >= 0)[:, None, :]
         match config.windows:
             case "expected":
@@ -158,15 +160,14 @@ def train_chunk(
             case "fixed":
                 weights = jnp.broadcast_to(inside[None], same.shape).astype(jnp.float32)
             case "random":
-                drawn = jax.random.randint(key_windows, (n_tiles, 1, tile), 1, window + 1).astype(jnp.float32)
-                weights = (jnp.broadcast_to(size[None], same.shape) <= drawn).astype(jnp.float32)
+                weights = (jnp.broadcast_to(distance[None], same.shape) <= sizes[i]).astype(jnp.float32)
         weights = jnp.where(same, weights, 0.0)
         alpha = alphas[0] + (alphas[1] - alphas[0]) * (i / blocks)
         # All is read before anything is written, and no branch sees the tables: otherwise XLA copies them each time.
-        out = jnp.concatenate([centres, negatives], 1)
+        out = jnp.concatenate([centres, negatives[i]], 1)
         read = tables.w_out[out]
         tiles = Tiles(tables.w_in[rows], read[:, :tile], read[:, tile:])
-        differs = centres[:, :, None] != negatives[:, None, :]
+        differs = centres[:, :, None] != negatives[i][:, None, :]
         measured = lax.cond(
             i % MEASURED == 0,
             lambda: skipgram_loss(tiles, weights, differs, negative=config.negative),
