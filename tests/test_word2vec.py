@@ -18,7 +18,7 @@ from seqjax.errors import InputError
 SMALL = {"vector_size": 16, "min_count": 1, "window": 2, "block": 64, "tile": 16, "shared_negatives": 8}
 
 
-def topics(n=1500, seed=0):
+def topics(n=800, seed=0):
     """Sentences about one of two topics: words of a topic occur together."""
     rng = np.random.default_rng(seed)
     words = np.array([[f"a{i}" for i in range(20)], [f"b{i}" for i in range(20)]])
@@ -92,13 +92,30 @@ def test_a_chunk_makes_the_pairs_of_its_sentences(key):
     np.testing.assert_allclose(pairs, total, rtol=1e-5)
 
 
-@pytest.mark.parametrize("windows", ["expected", "random", "fixed"])
-def test_words_of_a_topic_end_up_together(windows, key):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"windows": "random"},
+        {"windows": "fixed"},
+        {"architecture": "cbow"},
+        {"objective": "hierarchical_softmax"},
+        {"objective": "hierarchical_softmax", "architecture": "cbow"},
+        {"objective": "softmax"},
+        {"objective": "softmax", "architecture": "cbow", "cbow_mean": False, "cbow_gradient": "exact"},
+        {"objective": "sampled_softmax"},
+        {"objective": "sampled_softmax", "architecture": "cbow"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_words_of_a_topic_end_up_together(options, key):
     reports = []
-    config = Word2VecConfig(**SMALL, windows=windows, sample=0.0, epochs=12, alpha=0.05)
+    config = Word2VecConfig(**SMALL, **options, sample=0.0, epochs=12, alpha=0.08)
     vectors = train_word2vec(topics(), config, key=key, progress=reports.append)
     for word in ("a3", "b7"):
         assert {found[0] for found, _ in vectors.most_similar(word, topn=10)} == {word[0]}
+    assert [report.step for report in reports] == [*range(1, len(reports) + 1)]
+    assert reports[-1].step == reports[-1].steps
     assert reports[-1].fraction == 1
     assert reports[-1].words == 12 * sum(map(len, topics()))
     assert reports[-1].loss < reports[0].loss

@@ -24,6 +24,8 @@ CHUNK = 1 << 18  # ids
 class Progress(NamedTuple):
     """How far training is: given after every chunk."""
 
+    step: int  # chunks that are done
+    steps: int  # of all epochs
     epoch: int
     fraction: float  # of all epochs
     words: int  # trained on so far, without those left out
@@ -86,7 +88,7 @@ def run(
             chunk = np.zeros(size, np.int32)
             chunk[: end - begin] = ids[begin:end]
             tables, *results = train_chunk(tables, chunk, np.int32(end - begin), alpha, fold(key, np.int32(step)))
-            pending.append((epoch, to, *results))
+            pending.append((step + 1, steps, epoch, to, *results))
             saving = saver.due(step + 1, steps)
             while len(pending) > (0 if saving else 1):
                 clock.report(*pending.pop(0))
@@ -150,7 +152,7 @@ class _Clock:
     def __init__(self, progress):
         self.words, self._progress, self._first = 0, progress, None
 
-    def report(self, epoch, fraction, n, loss):
+    def report(self, step, steps, epoch, fraction, n, loss):
         self.words += int(n)
         if self._progress is None:
             return
@@ -158,4 +160,4 @@ class _Clock:
         now = time.perf_counter()
         words, began = self._first = self._first or (self.words, now)
         rate = (self.words - words) / (now - began) if now > began else math.nan
-        self._progress(Progress(epoch, fraction, self.words, rate, nats / pairs if pairs else math.nan))
+        self._progress(Progress(step, steps, epoch, fraction, self.words, rate, nats / pairs if pairs else math.nan))

@@ -1,8 +1,9 @@
-"""Word2Vec: skip-gram with negative sampling, trained on the device (Mikolov et al., 2013).
+"""Word2Vec: skip-gram and CBOW, trained on the device (Mikolov et al., 2013).
 
 The host ships word ids. A chunk of them is one compiled program: it leaves out frequent words, moves the rest together
 and steps through it. A step takes a block of neighbouring words in tiles whose centres share their negatives
-(`seqjax.embeddings.skipgram`), and adds the updates of the whole block at once.
+(`seqjax.embeddings.skipgram`; what else can be minimized is in `seqjax.embeddings.objectives`), and adds the updates
+of the whole block at once.
 
 Frequent words occur many times in a block, so their rows would take as many steps in one direction, and diverge. The
 guard scales the steps of a row to at most ``guard`` expected pairs a block; rarer rows are not touched.
@@ -20,6 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from seqjax.embeddings.objectives import (
+    cbow_hidden,
+    cbow_loss,
+    huffman_tree,
+    sampled_softmax_loss,
+    softmax_loss,
+    tree_loss,
+)
 from seqjax.embeddings.sampling import alias_table, draw, keep_probability, subsample
 from seqjax.embeddings.skipgram import Tiles, skipgram_loss, skipgram_update, window_weights
 from seqjax.embeddings.streaming import Progress, encoded, run
@@ -33,7 +42,11 @@ from seqjax.types import Array, Float, Int, PRNGKey
 class Word2VecConfig:
     """The options of word2vec; their names and defaults are gensim's where it has them."""
 
-    architecture: Literal["skipgram"] = "skipgram"
+    architecture: Literal["skipgram", "cbow"] = "skipgram"
+    """A context word predicts the centre, or the mean of all of them does."""
+    objective: Literal["negative_sampling", "hierarchical_softmax", "sampled_softmax", "softmax"] = "negative_sampling"
+    """Logistic, against ``negative`` drawn words; decisions down a Huffman tree; a softmax over the word and
+    ``negative`` drawn words, the same for a tile; a softmax over the vocabulary, for small ones."""
     vector_size: int = 100
     window: int = 5
     windows: Literal["expected", "random", "fixed"] = "expected"
@@ -41,6 +54,10 @@ class Word2VecConfig:
     instead, "fixed" weight 1."""
     negative: int = 5
     """Words drawn against each pair."""
+    cbow_mean: bool = True
+    """The mean of the context, or its sum."""
+    cbow_gradient: Literal["word2vec", "exact"] = "word2vec"
+    """word2vec does not divide the gradient of a mean by the number of words, and divides that of a sum."""
     ns_exponent: float = 0.75
     """Negatives are drawn by count to this power."""
     sample: float = 1e-3
@@ -53,20 +70,23 @@ class Word2VecConfig:
     epochs: int = 5
     block: int = 256
     """Words a step; its updates are added at once."""
-    tile: int = 32
-    """Neighbouring words that share negatives."""
+    tile: int | None = None
+    """Neighbouring words that share negatives. None: 32, or 8 for skip-gram with a tree, whose paths are not shared."""
     shared_negatives: int = 16
     """Negatives a tile; they stand for ``negative`` of each pair."""
     guard: float | None = 64.0
     """Pairs a block, beyond which the steps of a row are scaled down; None: never."""
 
     def __post_init__(self):
-        least = {"vector_size": 1, "window": 1, "negative": 1, "min_count": 1, "epochs": 1, "tile": 1}
+        least = {"vector_size": 1, "window": 1, "negative": 1, "min_count": 1, "epochs": 1}
         for name, bound in (least | {"shared_negatives": 1}).items():
             if getattr(self, name) < bound:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least {bound}.")
-        if self.block < self.tile or self.block % self.tile:
-            raise InputError(f"block={self.block}; it must be a multiple of tile={self.tile}.")
+                hint = " Without negatives choose another objective." * (name == "negative")
+                raise InputError(f"{name}={getattr(self, name)}; it must be at least {bound}.{hint}")
+        if self.tile is not None and self.tile < 1:
+            raise InputError(f"tile={self.tile}; it must be at least 1.")
+        if self.block < self.tile_size or self.block % self.tile_size:
+            raise InputError(f"block={self.block}; it must be a multiple of tile={self.tile_size}.")
         for name, fine in {
             "sample": self.sample >= 0,
             "alpha": self.alpha > 0,
@@ -76,46 +96,65 @@ class Word2VecConfig:
             if not fine:
                 raise InputError(f"{name}={getattr(self, name)} is out of range.")
 
+    @property
+    def tile_size(self) -> int:
+        """``tile``, or its default."""
+        tree = self.objective == "hierarchical_softmax" and self.architecture == "skipgram"
+        return self.tile or (8 if tree else 32)
 
-MEASURED = 16  # of so many blocks, the loss of one is computed
+
+MEASURED = 16  # of so many blocks, the loss of one is computed, where that takes more time
 
 
 class Tables(NamedTuple):
-    """The weights: the vectors of words as context, which are the result, and as centre."""
+    """The weights: the vectors of words as context, which are the result, and as centre, or of the tree's nodes."""
 
     w_in: Array  # [V, D]
-    w_out: Array  # [V, D]
+    w_out: Array  # [V, D]; a tree has V - 1 nodes, the last row is for what is past the end of a path
 
 
 class Sampler(NamedTuple):
-    """What the frequencies of the words decide."""
+    """What the frequencies of the words decide. Without a tree, its tables are empty."""
 
     keep: Array  # [V], probability of staying in the text
     accept: Array  # [V], of Walker's alias table
     alias: Array  # int32[V]
     scale_in: Array  # [V], the guard
     scale_out: Array  # [V]
+    nodes: Array  # int32[V, P], see `Tree`
+    signs: Array  # [V, P]
 
 
 def make_sampler(counts: Int[np.ndarray, "V"], config: Word2VecConfig) -> Sampler:
-    """The probabilities and the guard, float32.
+    """The probabilities, the tree and the guard, float32.
 
-        pairs_in  = block · f · (window + 1)
-        pairs_out = block · (window + 1) · (f + negative · p)
-        scale     = min(1, guard / pairs)
+        scale = min(1, guard / pairs)
 
-    f is a word's share of what is left of the text, p its probability as a negative; a centre has window + 1 pairs on
-    average, or 2 window with ``windows="fixed"``.
+    for the rows of either table, where pairs is how many pairs of a block a row takes part in, on average: in those of
+    its word, f · block of them times the size of the window, and as a negative, or as a node on the way to words. f is
+    a word's share of what is left of the text. A row of the input table has the pairs of skip-gram in CBOW too, if
+    gradients are word2vec's.
     """
     keep = keep_probability(counts, config.sample)
     p = counts.astype(float) ** config.ns_exponent
     f, p = counts * keep / (counts * keep).sum(), p / p.sum()
-    pairs = config.block * (2 * config.window if config.windows == "fixed" else config.window + 1)
-    guard = config.guard or np.inf
-    scale_in, scale_out = (np.minimum(1, guard / (pairs * expected)) for expected in (f, f + config.negative * p))
+    window = 2 * config.window if config.windows == "fixed" else config.window + 1
+    once = config.architecture == "cbow" and (config.cbow_gradient == "exact") == config.cbow_mean
+    pairs_in = config.block * f * (1 if once else window)
+    trained = f
+    nodes, signs = np.zeros((0, 0), np.int32), np.zeros((0, 0), np.int8)
+    if config.objective == "hierarchical_softmax":
+        nodes, signs = huffman_tree(counts)
+        trained = np.bincount(nodes.ravel(), (f[:, None] * np.abs(signs)).ravel(), len(counts))
+    elif config.objective != "softmax":
+        trained = f + config.negative * p
+    pairs_out = config.block * trained * (window if config.architecture == "skipgram" else 1)
+    with np.errstate(divide="ignore"):
+        scale_in, scale_out = (np.minimum(1, (config.guard or np.inf) / pairs) for pairs in (pairs_in, pairs_out))
     accept, alias = alias_table(p)
-    keep, accept, scale_in, scale_out = (jnp.asarray(x, np.float32) for x in (keep, accept, scale_in, scale_out))
-    return Sampler(keep, accept, jnp.asarray(alias, np.int32), scale_in, scale_out)
+    floats = (jnp.asarray(x, np.float32) for x in (keep, accept, scale_in, scale_out, signs))
+    keep, accept, scale_in, scale_out, signs = floats
+    return Sampler(keep, accept, jnp.asarray(alias, np.int32), scale_in, scale_out, jnp.asarray(nodes), signs)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="tables")
@@ -130,15 +169,16 @@ def train_chunk(
 ) -> tuple[Tables, Array, tuple[Array, Array]]:
     """Train on the first ``n`` of ``ids``, with step sizes from alphas[0] to alphas[1].
 
-    Returns the tables, the number of words that stayed, and the loss of every sixteenth block: nats, and pairs.
+    Returns the tables, the number of words that stayed, and the loss, nats and pairs, of all or some of the blocks.
     """
-    window, tile, n_tiles = config.window, config.tile, config.block // config.tile
+    window, tile, n_tiles = config.window, config.tile_size, config.block // config.tile_size
     key_text, key_negatives, key_windows = jax.random.split(key, 3)
     text = subsample(ids, n, sampler.keep, key_text, window=window, block=config.block)
     blocks = (text.n + config.block - 1) // config.block
     # For all blocks at once: random numbers for one at a time would cost more than its products.
     most = -(-len(ids) // config.block)
-    negatives = draw(sampler.accept, sampler.alias, key_negatives, (most, n_tiles, config.shared_negatives))
+    n_drawn = config.shared_negatives if config.objective == "negative_sampling" else config.negative
+    negatives = draw(sampler.accept, sampler.alias, key_negatives, (most, n_tiles, n_drawn))
     sizes = jax.random.randint(key_windows, (most, n_tiles, 1, tile), 1, window + 1)
     # Rows are read by this index for all tiles at once: XLA is several times slower at cutting them out of one block.
     places = jnp.asarray(np.arange(n_tiles)[:, None] * tile + np.arange(tile + 2 * window)[None])
@@ -164,23 +204,80 @@ def train_chunk(
         weights = jnp.where(same, weights, 0.0)
         alpha = alphas[0] + (alphas[1] - alphas[0]) * (i / blocks)
         # All is read before anything is written, and no branch sees the tables: otherwise XLA copies them each time.
-        out = jnp.concatenate([centres, negatives[i]], 1)
-        read = tables.w_out[out]
-        tiles = Tiles(tables.w_in[rows], read[:, :tile], read[:, tile:])
+        x = tables.w_in[rows]
+        if config.objective == "softmax":
+            out, o = None, tables.w_out
+        else:
+            tree = config.objective == "hierarchical_softmax"
+            out = sampler.nodes[centres] if tree else jnp.concatenate([centres, negatives[i]], 1)
+            o = tables.w_out[out]
         differs = centres[:, :, None] != negatives[i][:, None, :]
-        measured = lax.cond(
-            i % MEASURED == 0,
-            lambda: skipgram_loss(tiles, weights, differs, negative=config.negative),
-            lambda: (jnp.zeros(()), jnp.zeros(())),
-        )
-        update = skipgram_update(tiles, alpha * weights, differs, negative=config.negative)
-        d_in = update.contexts * sampler.scale_in[rows][:, :, None]
-        d_out = jnp.concatenate([update.centres, update.negatives], 1) * sampler.scale_out[out][:, :, None]
-        tables = Tables(tables.w_in.at[rows].add(d_in), tables.w_out.at[out].add(d_out))
-        return tables, jax.tree.map(jnp.add, sums, measured)
+        fast = config.architecture == "skipgram" and config.objective == "negative_sampling"
+        update = _negative_sampling if fast else _other
+        loss, (d_in, d_out) = update(config, x, o, weights, differs, (centres, sampler.signs), i)
+        w_in = tables.w_in.at[rows].add(alpha * d_in * sampler.scale_in[rows][:, :, None])
+        if out is None:
+            w_out = tables.w_out + alpha * d_out * sampler.scale_out[:, None]
+        else:
+            w_out = tables.w_out.at[out].add(alpha * d_out * sampler.scale_out[out][..., None])
+        return Tables(w_in, w_out), jax.tree.map(jnp.add, sums, loss)
 
     tables, loss = lax.fori_loop(0, blocks, block, (tables, (jnp.zeros(()), jnp.zeros(()))))
     return tables, text.n, loss
+
+
+def _negative_sampling(config, x, o, weights, differs, _, i):
+    """The loss of skip-gram with negative sampling, in one block of sixteen, and the steps of the rows."""
+    n = weights.shape[2]
+    tiles = Tiles(x, o[:, :n], o[:, n:])
+    loss = lax.cond(
+        i % MEASURED == 0,
+        lambda: skipgram_loss(tiles, weights, differs, negative=config.negative),
+        lambda: (jnp.zeros(()), jnp.zeros(())),
+    )
+    d_in, *d_out = skipgram_update(tiles, weights, differs, negative=config.negative)
+    return loss, (d_in, jnp.concatenate(d_out, 1))
+
+
+def _other(config, x, o, weights, differs, words, _):
+    """The loss of the other objectives, and the steps of the rows by automatic differentiation."""
+    if config.architecture == "skipgram":
+        forward = backward = None
+        hidden = x
+    else:
+        size = jnp.sum(weights, 1, keepdims=True)
+        mean = weights / jnp.where(size > 0, size, 1)
+        forward, other = (mean, weights) if config.cbow_mean else (weights, mean)
+        backward = forward if config.cbow_gradient == "exact" else other
+        hidden, weights = cbow_hidden(x, forward), (size[:, 0] > 0).astype(x.dtype)
+    loss = partial(_loss, config, weights, differs, *words)
+    (nats, pairs), (d_hidden, d_out) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, o)
+    d_in = d_hidden if backward is None else jnp.einsum("grc,gcd->grd", backward, d_hidden)
+    return (nats, pairs), (-d_in, -d_out)
+
+
+def _loss(config, weights, differs, centres, signs, hidden, o):
+    """The loss of hidden vectors: contexts, with weights [G, R, C] for pairs; or those of CBOW, [G, C]."""
+    pairs, n = config.architecture == "skipgram", centres.shape[1]
+    match config.objective:
+        case "hierarchical_softmax" if pairs:
+            scores, signs = jnp.einsum("grd,gcpd->grcp", hidden, o), signs[centres][:, None]
+            return tree_loss(scores, jnp.broadcast_to(signs, scores.shape), weights)
+        case "hierarchical_softmax":
+            return tree_loss(jnp.einsum("gcd,gcpd->gcp", hidden, o), signs[centres], weights)
+        case "softmax":
+            scores = jnp.einsum("grd,vd->grv", hidden, o).reshape(-1, len(o))
+            targets = jnp.broadcast_to(centres[:, None], weights.shape) if pairs else centres[:, :, None]
+            return softmax_loss(scores, targets.reshape(len(scores), -1), weights.reshape(len(scores), -1))
+        case "sampled_softmax":
+            own, others = o[:, :n], jnp.einsum("grd,gmd->grm", hidden, o[:, n:])
+            if pairs:
+                return sampled_softmax_loss(jnp.einsum("grd,gcd->grc", hidden, own), others, weights, differs)
+            rows = (jnp.sum(hidden * own, 2), others, weights, differs)  # each centre as a tile of its own
+            own, others, weights, differs = (x.reshape(weights.size, 1, -1) for x in rows)
+            return sampled_softmax_loss(own, others, weights, differs)
+        case _:
+            return cbow_loss(hidden, o[:, :n], o[:, n:], weights, differs, negative=config.negative)
 
 
 def train_word2vec(
@@ -243,7 +340,8 @@ def train_word2vec(
             resume=resume,
         )
     w_in, w_out = (np.asarray(table) for table in tables)
-    return WordVectors(vocabulary.words, w_in, counts=vocabulary.counts, context_vectors=w_out)
+    tree = config.objective == "hierarchical_softmax"  # then its rows are not words
+    return WordVectors(vocabulary.words, w_in, counts=vocabulary.counts, context_vectors=None if tree else w_out)
 
 
 def init_tables(key: PRNGKey, n_words: int, size: int) -> Tables:
