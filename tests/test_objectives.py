@@ -11,6 +11,7 @@ from seqjax.embeddings.objectives import (
     sampled_softmax_loss,
     softmax_loss,
     tree_loss,
+    tree_update,
 )
 
 
@@ -62,7 +63,8 @@ def test_probabilities_of_the_tree_sum_to_one(n, key):
     nodes = jnp.concatenate([normal(key, 0, n - 1, 4), jnp.zeros((1, 4))])
     hidden = normal(key, 1, 4)
     signs = jnp.asarray(tree.signs, jnp.float64)
-    nats = [tree_loss(nodes[tree.nodes[v]] @ hidden, signs[v], jnp.ones(()))[0] for v in range(n)]
+    scores = (nodes[tree.nodes] @ hidden)[:, None, None]
+    nats = [tree_loss(scores[v], signs[v][None], jnp.ones_like(scores[v])) for v in range(n)]
     np.testing.assert_allclose(np.exp(-np.array(nats)).sum(), 1, rtol=1e-10)
 
 
@@ -74,3 +76,16 @@ def test_the_tree_costs_what_gensims_does():
     model.build_vocab_from_freq({str(i): int(count) for i, count in enumerate(counts)})
     theirs = sum(model.wv.get_vecattr(w, "count") * len(model.wv.get_vecattr(w, "code")) for w in model.wv.index_to_key)
     assert (np.abs(huffman_tree(counts).signs.astype(int)).sum(1) * counts).sum() == theirs
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_update_of_a_tree_is_the_gradient_of_its_loss(key):
+    x, nodes = normal(key, 0, 2, 4, 3), normal(key, 1, 2, 5, 3)
+    signs, weights = jnp.sign(normal(key, 2, 2, 5)).at[:, 3].set(0.0), normal(key, 3, 2, 4, 5) ** 2
+
+    def loss(x, nodes):
+        return tree_loss(jnp.einsum("grd,gnd->grn", x, nodes), signs, weights)
+
+    gradient = jax.grad(loss, argnums=(0, 1))(x, nodes)
+    update = tree_update(x, nodes, signs, weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -b, rtol=1e-10, atol=1e-12), update, gradient)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from seqjax.embeddings import Word2VecConfig, count_words, encode, make_vocabulary, train_word2vec
 from seqjax.embeddings.sampling import alias_table, draw, keep_probability, subsample
-from seqjax.embeddings.word2vec import Tables, check_memory, init_tables, make_sampler, train_chunk
+from seqjax.embeddings.word2vec import Tables, check_memory, column_sharding, init_tables, make_sampler, train_chunk
 from seqjax.errors import InputError
 
 SMALL = {"vector_size": 16, "min_count": 1, "window": 2, "block": 64, "tile": 16, "shared_negatives": 8}
@@ -193,6 +194,29 @@ def test_training_goes_on_with_a_grown_vocabulary(key):
     assert np.abs(new["a1"] - old["a1"]).max() > 0
     with pytest.raises(InputError, match="start has vectors of size 16: set vector_size"):
         train_word2vec(topics(20), Word2VecConfig(min_count=1), key=key, start=old)
+
+
+@pytest.mark.parametrize("options", [{}, {"architecture": "cbow"}, {"objective": "hierarchical_softmax"}])
+def test_columns_over_four_devices_give_what_one_device_gives(options, key):
+    config = Word2VecConfig(**SMALL, **options, epochs=1)
+    mesh = jax.make_mesh((4,), ("columns",), axis_types=(AxisType.Auto,))
+    one, four = (train_word2vec(topics(100), config, key=key, mesh=m) for m in (None, mesh))
+    np.testing.assert_allclose(four.vectors, one.vectors, atol=1e-5)
+    with pytest.raises(InputError, match="vector_size=18 is not a multiple of the 4 devices"):
+        train_word2vec(topics(9), Word2VecConfig(vector_size=18, min_count=1), key=key, mesh=mesh)
+
+
+def test_devices_exchange_scores_and_no_vectors(key):
+    config, v = Word2VecConfig(vector_size=128), 5003
+    mesh = jax.make_mesh((4,), ("columns",), axis_types=(AxisType.Auto,))
+    tables = jax.device_put(init_tables(key, v, 128), column_sharding(mesh, 128))
+    args = make_sampler(np.arange(v) + 1, config), tables, jnp.zeros(4096, jnp.int32), jnp.int32(9), jnp.zeros(2), key
+    text = train_chunk.lower(config, *args).compile().as_text()
+    exchanged = re.findall(r"= \(?(f32\[[\d,]*\]).* (all-reduce|all-gather|all-to-all|collective-permute)\(", text)
+    shapes = {tuple(map(int, shape[4:-1].split(","))) for shape, _ in exchanged}
+    tiles, contexts, out = config.block // 32, 32 + 2 * config.window, 32 + config.shared_negatives
+    assert all(np.prod(shape) <= tiles * contexts * out for shape in shapes), exchanged
+    assert {kind for _, kind in exchanged} == {"all-reduce"}
 
 
 def test_the_tables_are_not_copied_in_the_loop(key):

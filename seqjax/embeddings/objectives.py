@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from seqjax.types import Array, Bool, Float, Int
 
@@ -53,21 +54,35 @@ def sampled_softmax_loss(
 
     CBOW has one centre a row: R is then 1 and G counts the centres.
     """
-    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(others, 2, keepdims=True), jnp.max(own, 2, keepdims=True)))
+    top = lax.stop_gradient(jnp.maximum(jnp.max(others, 2, keepdims=True), jnp.max(own, 2, keepdims=True)))
     drawn = jnp.einsum("grm,gcm->grc", jnp.exp(others - top), differs.astype(others.dtype))
     loss = jnp.log(jnp.exp(own - top) + drawn) + top - own
     return jnp.sum(weights * loss), jnp.sum(weights)
 
 
-def tree_loss(scores: Float[Array, "*N P"], signs: Float[Array, "*N P"], weights: Float[Array, "*N"]) -> Loss:
+def tree_loss(
+    scores: Float[Array, "G R N"], signs: Float[Array, "G N"], weights: Float[Array, "G R N"]
+) -> Float[Array, ""]:
     """Hierarchical softmax (Morin and Bengio, 2005): the product of decisions on the way from the root to the word.
 
-        loss = -Σ_n weights_n Σ_p |signs_np| log σ(signs_np scores_np)
+        loss = -Σ_rn weights_rn |signs_n| log σ(signs_n scores_rn)
 
-    ``scores`` are those of a hidden vector with the nodes of a path, ``signs`` +1 or -1, and 0 past its end.
+    N counts the nodes on the paths of all centres of a tile; ``signs`` are +1 or -1, and 0 past the end of a path;
+    ``weights`` are those of the pair of a row and the centre of the node. The loss is in nats, for all pairs.
     """
-    nats = jnp.sum(jnp.abs(signs) * jax.nn.softplus(-signs * scores), axis=-1)
-    return jnp.sum(weights * nats), jnp.sum(weights)
+    signs = signs[:, None]
+    return jnp.sum(weights * jnp.abs(signs) * jax.nn.softplus(-signs * scores))
+
+
+def tree_update(
+    x: Float[Array, "G R D"], nodes: Float[Array, "G N D"], signs: Float[Array, "G N"], weights: Float[Array, "G R N"]
+) -> tuple[Float[Array, "G R D"], Float[Array, "G N D"]]:
+    """The negative gradient of `tree_loss` with respect to the rows and the nodes."""
+    signs = signs[:, None]
+    scores = jnp.einsum("gnd,grd->grn", nodes, x)
+    gradient = weights * signs * jax.nn.sigmoid(-signs * scores)
+    transposed = lax.optimization_barrier(jnp.swapaxes(gradient, 1, 2))  # see `skipgram_update`
+    return jnp.einsum("grn,gnd->grd", gradient, nodes), jnp.einsum("gnr,grd->gnd", transposed, x)
 
 
 def softmax_loss(scores: Float[Array, "N V"], targets: Int[Array, "N C"], weights: Float[Array, "N C"]) -> Loss:

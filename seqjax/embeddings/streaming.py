@@ -132,7 +132,9 @@ class _Saver:
         """The chunks that are done, the tables and the number of words, of the last checkpoint or of the beginning."""
         if self._directory is None:
             raise InputError("resume=True needs checkpoints=, the directory to go on from")
-        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tables)
+        template = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if x.committed else None), tables
+        )
         restored = self._checkpoints.restore(template)
         return (0, tables, 0) if restored is None else (restored.step, restored.tree, restored.metadata["words"])
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from seqjax.embeddings.objectives import (
     cbow_hidden,
@@ -28,6 +29,7 @@ from seqjax.embeddings.objectives import (
     sampled_softmax_loss,
     softmax_loss,
     tree_loss,
+    tree_update,
 )
 from seqjax.embeddings.sampling import alias_table, draw, keep_probability, subsample
 from seqjax.embeddings.skipgram import Tiles, skipgram_loss, skipgram_update, window_weights
@@ -71,7 +73,7 @@ class Word2VecConfig:
     block: int = 256
     """Words a step; its updates are added at once."""
     tile: int | None = None
-    """Neighbouring words that share negatives. None: 32, or 8 for skip-gram with a tree, whose paths are not shared."""
+    """Neighbouring words that share negatives. None: 32, or 2 for skip-gram with a tree, whose paths are not shared."""
     shared_negatives: int = 16
     """Negatives a tile; they stand for ``negative`` of each pair."""
     guard: float | None = 64.0
@@ -100,7 +102,7 @@ class Word2VecConfig:
     def tile_size(self) -> int:
         """``tile``, or its default."""
         tree = self.objective == "hierarchical_softmax" and self.architecture == "skipgram"
-        return self.tile or (8 if tree else 32)
+        return self.tile or (2 if tree else 32)
 
 
 MEASURED = 16  # of so many blocks, the loss of one is computed, where that takes more time
@@ -212,9 +214,11 @@ def train_chunk(
             out = sampler.nodes[centres] if tree else jnp.concatenate([centres, negatives[i]], 1)
             o = tables.w_out[out]
         differs = centres[:, :, None] != negatives[i][:, None, :]
-        fast = config.architecture == "skipgram" and config.objective == "negative_sampling"
-        update = _negative_sampling if fast else _other
-        loss, (d_in, d_out) = update(config, x, o, weights, differs, (centres, sampler.signs), i)
+        kind = config.architecture, config.objective
+        update = {("skipgram", "negative_sampling"): _negative_sampling, ("skipgram", "hierarchical_softmax"): _tree}
+        loss, (d_in, d_out) = update.get(kind, _other)(
+            config, x, o, weights, differs, (centres, sampler.signs), measure=i % MEASURED == 0
+        )
         w_in = tables.w_in.at[rows].add(alpha * d_in * sampler.scale_in[rows][:, :, None])
         if out is None:
             w_out = tables.w_out + alpha * d_out * sampler.scale_out[:, None]
@@ -226,12 +230,12 @@ def train_chunk(
     return tables, text.n, loss
 
 
-def _negative_sampling(config, x, o, weights, differs, _, i):
-    """The loss of skip-gram with negative sampling, in one block of sixteen, and the steps of the rows."""
+def _negative_sampling(config, x, o, weights, differs, _, *, measure):
+    """The loss of skip-gram with negative sampling, if it is asked for, and the steps of the rows."""
     n = weights.shape[2]
     tiles = Tiles(x, o[:, :n], o[:, n:])
     loss = lax.cond(
-        i % MEASURED == 0,
+        measure,
         lambda: skipgram_loss(tiles, weights, differs, negative=config.negative),
         lambda: (jnp.zeros(()), jnp.zeros(())),
     )
@@ -239,8 +243,23 @@ def _negative_sampling(config, x, o, weights, differs, _, i):
     return loss, (d_in, jnp.concatenate(d_out, 1))
 
 
-def _other(config, x, o, weights, differs, words, _):
-    """The loss of the other objectives, and the steps of the rows by automatic differentiation."""
+def _tree(_, x, o, weights, __, words, *, measure):
+    """The same of skip-gram with a tree."""
+    centres, signs = words
+    g, c, p, d = o.shape
+    nodes, signs, pairs = o.reshape(g, c * p, d), signs[centres].reshape(g, c * p), jnp.repeat(weights, p, axis=2)
+    loss = lax.cond(
+        measure,
+        lambda: (tree_loss(jnp.einsum("gnd,grd->grn", nodes, x), signs, pairs), jnp.sum(weights)),
+        lambda: (jnp.zeros(()), jnp.zeros(())),
+    )
+    d_in, d_out = tree_update(x, nodes, signs, pairs)
+    return loss, (d_in, d_out.reshape(o.shape))
+
+
+def _other(config, x, o, weights, differs, words, *, measure):
+    """The same of the other objectives, by automatic differentiation, which gives the loss as well."""
+    del measure
     if config.architecture == "skipgram":
         forward = backward = None
         hidden = x
@@ -260,11 +279,10 @@ def _loss(config, weights, differs, centres, signs, hidden, o):
     """The loss of hidden vectors: contexts, with weights [G, R, C] for pairs; or those of CBOW, [G, C]."""
     pairs, n = config.architecture == "skipgram", centres.shape[1]
     match config.objective:
-        case "hierarchical_softmax" if pairs:
-            scores, signs = jnp.einsum("grd,gcpd->grcp", hidden, o), signs[centres][:, None]
-            return tree_loss(scores, jnp.broadcast_to(signs, scores.shape), weights)
-        case "hierarchical_softmax":
-            return tree_loss(jnp.einsum("gcd,gcpd->gcp", hidden, o), signs[centres], weights)
+        case "hierarchical_softmax":  # each centre as a tile of its own
+            scores = jnp.einsum("gcd,gcpd->gcp", hidden, o).reshape(weights.size, 1, -1)
+            each = jnp.broadcast_to(weights.reshape(-1, 1, 1), scores.shape)
+            return tree_loss(scores, signs[centres].reshape(weights.size, -1), each), jnp.sum(weights)
         case "softmax":
             scores = jnp.einsum("grd,vd->grv", hidden, o).reshape(-1, len(o))
             targets = jnp.broadcast_to(centres[:, None], weights.shape) if pairs else centres[:, :, None]
@@ -291,6 +309,7 @@ def train_word2vec(
     checkpoints: str | os.PathLike | None = None,
     checkpoint_every: int = 100,
     resume: bool = False,
+    mesh: Mesh | None = None,
 ) -> WordVectors:
     """Train word vectors on a corpus, a path or an iterable of lists of words (see `seqjax.embeddings.vocabulary`).
 
@@ -304,6 +323,8 @@ def train_word2vec(
       checkpoints: a directory to save to every ``checkpoint_every`` chunks, at the end, and before SIGTERM ends the
         process with status 143.
       resume: go on from the last checkpoint there, to the same bytes as without an interruption.
+      mesh: devices that share the work. Each has some columns of both tables and updates them alone; what they exchange
+        are partial sums of scores, no vectors. ``vector_size`` must be a multiple of their number.
 
     >>> corpus = [["a", "b", "a", "c"]] * 20
     >>> train_word2vec(corpus, Word2VecConfig(vector_size=8, min_count=1, epochs=1), key=jax.random.key(0)).words
@@ -325,6 +346,8 @@ def train_word2vec(
     tables = init_tables(key_init, len(vocabulary.words), config.vector_size)
     if start is not None:
         tables = _warm(tables, vocabulary, start)
+    if mesh is not None:
+        tables = jax.device_put(tables, column_sharding(mesh, config.vector_size))
     sampler = make_sampler(vocabulary.counts, config)
     with encoded(corpus, vocabulary) as ids:
         tables = run(
@@ -342,6 +365,15 @@ def train_word2vec(
     w_in, w_out = (np.asarray(table) for table in tables)
     tree = config.objective == "hierarchical_softmax"  # then its rows are not words
     return WordVectors(vocabulary.words, w_in, counts=vocabulary.counts, context_vectors=None if tree else w_out)
+
+
+def column_sharding(mesh: Mesh, size: int) -> NamedSharding:
+    """Columns of a table [V, size] over all devices of a mesh, whose axes must be of type Auto."""
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise InputError(f"mesh has axes of type {mesh.axis_types}: make it with axis_types=(AxisType.Auto, …)")
+    if size % mesh.size:
+        raise InputError(f"vector_size={size} is not a multiple of the {mesh.size} devices of mesh")
+    return NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
 
 
 def init_tables(key: PRNGKey, n_words: int, size: int) -> Tables:
