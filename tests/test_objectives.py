@@ -7,6 +7,7 @@ import pytest
 
 from seqjax.embeddings.objectives import (
     cbow_loss,
+    cbow_update,
     huffman_tree,
     sampled_softmax_loss,
     softmax_loss,
@@ -88,4 +89,13 @@ def test_the_update_of_a_tree_is_the_gradient_of_its_loss(key):
 
     gradient = jax.grad(loss, argnums=(0, 1))(x, nodes)
     update = tree_update(x, nodes, signs, weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -b, rtol=1e-10, atol=1e-12), update, gradient)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_update_of_cbow_is_the_gradient_of_its_loss(key):
+    vectors = [normal(key, i, 2, n, 4) for i, n in enumerate((3, 3, 5))]
+    weights, differs = normal(key, 3, 2, 3) ** 2, normal(key, 4, 2, 3, 5) > 0
+    gradient, _ = jax.grad(cbow_loss, argnums=(0, 1, 2), has_aux=True)(*vectors, weights, differs, negative=4)
+    update = cbow_update(*vectors, weights, differs, negative=4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -b, rtol=1e-10, atol=1e-12), update, gradient)

@@ -1,4 +1,4 @@
-"""Word embeddings: from counts, from Word2Vec; questions to them, and their evaluation.
+"""Word embeddings: from counts, Word2Vec, GloVe; questions to them, and their evaluation.
 
 Importing it imports jax and numpy only.
 """
@@ -19,6 +19,15 @@ from seqjax.embeddings.formats import load_word2vec as load_word2vec
 from seqjax.embeddings.formats import save_fasttext as save_fasttext
 from seqjax.embeddings.formats import save_glove as save_glove
 from seqjax.embeddings.formats import save_word2vec as save_word2vec
+from seqjax.embeddings.glove import GloVeConfig as GloVeConfig
+from seqjax.embeddings.glove import fit_glove as fit_glove
+from seqjax.embeddings.glove import glove_loss as glove_loss
+from seqjax.embeddings.glove import glove_step as glove_step
+from seqjax.embeddings.glove import train_glove as train_glove
+from seqjax.embeddings.phrases import PhraseCorpus as PhraseCorpus
+from seqjax.embeddings.phrases import Phrases as Phrases
+from seqjax.embeddings.phrases import find_phrases as find_phrases
+from seqjax.embeddings.phrases import join_phrases as join_phrases
 from seqjax.embeddings.plots import export_projector as export_projector
 from seqjax.embeddings.plots import plot_words as plot_words
 from seqjax.embeddings.skipgram import skipgram_loss as skipgram_loss

@@ -19,7 +19,7 @@ Loss = tuple[Float[Array, ""], Float[Array, ""]]
 
 def cbow_hidden(contexts: Float[Array, "G R D"], shares: Float[Array, "G R C"]) -> Float[Array, "G C D"]:
     """The mean of the contexts of each centre, or their sum: ``h_c = Σ_r shares_rc x_r``."""
-    return jnp.einsum("grc,grd->gcd", shares, contexts)
+    return jnp.einsum("gcr,grd->gcd", _transposed(shares), contexts)
 
 
 def cbow_loss(
@@ -40,6 +40,28 @@ def cbow_loss(
     against = weights[:, :, None] * differs.astype(weights.dtype) * (negative / differs.shape[2])
     loss = jnp.sum(weights * jax.nn.softplus(-own)) + jnp.sum(against * jax.nn.softplus(others))
     return loss, jnp.sum(weights)
+
+
+def cbow_update(
+    hidden: Float[Array, "G C D"],
+    centres: Float[Array, "G C D"],
+    negatives: Float[Array, "G M D"],
+    weights: Float[Array, "G C"],
+    differs: Bool[Array, "G C M"],
+    *,
+    negative: int,
+) -> tuple[Float[Array, "G C D"], Float[Array, "G C D"], Float[Array, "G M D"]]:
+    """The negative gradient of `cbow_loss` with respect to hidden vectors, centres and negatives."""
+    own = weights * jax.nn.sigmoid(-jnp.sum(hidden * centres, axis=2))
+    against = weights[:, :, None] * differs.astype(weights.dtype) * (negative / differs.shape[2])
+    others = -against * jax.nn.sigmoid(jnp.einsum("gcd,gmd->gcm", hidden, negatives))
+    d_hidden = own[:, :, None] * centres + jnp.einsum("gcm,gmd->gcd", others, negatives)
+    return d_hidden, own[:, :, None] * hidden, jnp.einsum("gmc,gcd->gmd", _transposed(others), hidden)
+
+
+def _transposed(x: Float[Array, "G A B"]) -> Float[Array, "G B A"]:
+    """XLA's CPU backend is a fifth slower at contracting a matrix over its first axis than at copying it transposed."""
+    return lax.optimization_barrier(jnp.swapaxes(x, 1, 2))
 
 
 def sampled_softmax_loss(
@@ -81,8 +103,7 @@ def tree_update(
     signs = signs[:, None]
     scores = jnp.einsum("gnd,grd->grn", nodes, x)
     gradient = weights * signs * jax.nn.sigmoid(-signs * scores)
-    transposed = lax.optimization_barrier(jnp.swapaxes(gradient, 1, 2))  # see `skipgram_update`
-    return jnp.einsum("grn,gnd->grd", gradient, nodes), jnp.einsum("gnr,grd->gnd", transposed, x)
+    return jnp.einsum("grn,gnd->grd", gradient, nodes), jnp.einsum("gnr,grd->gnd", _transposed(gradient), x)
 
 
 def softmax_loss(scores: Float[Array, "N V"], targets: Int[Array, "N C"], weights: Float[Array, "N C"]) -> Loss:

@@ -76,7 +76,7 @@ def run(
     size = min(CHUNK, max(1 << 10, 1 << (len(ids) - 1).bit_length()))
     pieces = list(_pieces(ids, size))
     steps, fold, clock, done = epochs * len(pieces), jax.jit(jax.random.fold_in), _Clock(progress), 0
-    with _Saver(checkpoints, checkpoint_every) as saver:
+    with Saver(checkpoints, checkpoint_every) as saver:
         if resume:
             done, tables, clock.words = saver.restore(tables)
         pending = []  # a chunk is reported when the next one runs: to ask for its results at once would stop the device
@@ -110,7 +110,7 @@ def _pieces(ids: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
     yield begin, len(ids)
 
 
-class _Saver:
+class Saver:
     """Checkpoints of the tables, where a directory is given; a context manager, in which SIGTERM waits for them."""
 
     def __init__(self, directory, every):
@@ -139,9 +139,11 @@ class _Saver:
         return (0, tables, 0) if restored is None else (restored.step, restored.tree, restored.metadata["words"])
 
     def due(self, step, last):
+        """Whether to save now."""
         return self._directory is not None and (self._stop.is_set() or step % self._every == 0 or step == last)
 
     def save(self, step, tables, words):
+        """Save; if SIGTERM has come, leave with status 143."""
         self._checkpoints.save(step, tables, {"words": words})
         if self._stop.is_set():
             self._checkpoints.wait()

@@ -25,6 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from seqjax.embeddings.objectives import (
     cbow_hidden,
     cbow_loss,
+    cbow_update,
     huffman_tree,
     sampled_softmax_loss,
     softmax_loss,
@@ -215,8 +216,7 @@ def train_chunk(
             o = tables.w_out[out]
         differs = centres[:, :, None] != negatives[i][:, None, :]
         kind = config.architecture, config.objective
-        update = {("skipgram", "negative_sampling"): _negative_sampling, ("skipgram", "hierarchical_softmax"): _tree}
-        loss, (d_in, d_out) = update.get(kind, _other)(
+        loss, (d_in, d_out) = UPDATES.get(kind, _other)(
             config, x, o, weights, differs, (centres, sampler.signs), measure=i % MEASURED == 0
         )
         w_in = tables.w_in.at[rows].add(alpha * d_in * sampler.scale_in[rows][:, :, None])
@@ -257,18 +257,38 @@ def _tree(_, x, o, weights, __, words, *, measure):
     return loss, (d_in, d_out.reshape(o.shape))
 
 
+def _cbow(config, x, o, weights, differs, _, *, measure):
+    """The same of CBOW with negative sampling."""
+    n = weights.shape[2]
+    forward, backward, present = _shares(config, weights)
+    hidden = cbow_hidden(x, forward)
+    args = hidden, o[:, :n], o[:, n:], present, differs
+    loss = lax.cond(
+        measure,
+        lambda: cbow_loss(*args, negative=config.negative),
+        lambda: (jnp.zeros(()), jnp.zeros(())),
+    )
+    d_hidden, *d_out = cbow_update(*args, negative=config.negative)
+    return loss, (jnp.einsum("grc,gcd->grd", backward, d_hidden), jnp.concatenate(d_out, 1))
+
+
+def _shares(config, weights):
+    """How much of each context goes into a mean, how much of its gradient comes back, and which centres have any."""
+    size = jnp.sum(weights, 1, keepdims=True)
+    mean = weights / jnp.where(size > 0, size, 1)
+    forward, other = (mean, weights) if config.cbow_mean else (weights, mean)
+    backward = forward if config.cbow_gradient == "exact" else other
+    return forward, backward, (size[:, 0] > 0).astype(weights.dtype)
+
+
 def _other(config, x, o, weights, differs, words, *, measure):
     """The same of the other objectives, by automatic differentiation, which gives the loss as well."""
     del measure
     if config.architecture == "skipgram":
-        forward = backward = None
-        hidden = x
+        hidden, backward = x, None
     else:
-        size = jnp.sum(weights, 1, keepdims=True)
-        mean = weights / jnp.where(size > 0, size, 1)
-        forward, other = (mean, weights) if config.cbow_mean else (weights, mean)
-        backward = forward if config.cbow_gradient == "exact" else other
-        hidden, weights = cbow_hidden(x, forward), (size[:, 0] > 0).astype(x.dtype)
+        forward, backward, weights = _shares(config, weights)
+        hidden = cbow_hidden(x, forward)
     loss = partial(_loss, config, weights, differs, *words)
     (nats, pairs), (d_hidden, d_out) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, o)
     d_in = d_hidden if backward is None else jnp.einsum("grc,gcd->grd", backward, d_hidden)
@@ -287,15 +307,20 @@ def _loss(config, weights, differs, centres, signs, hidden, o):
             scores = jnp.einsum("grd,vd->grv", hidden, o).reshape(-1, len(o))
             targets = jnp.broadcast_to(centres[:, None], weights.shape) if pairs else centres[:, :, None]
             return softmax_loss(scores, targets.reshape(len(scores), -1), weights.reshape(len(scores), -1))
-        case "sampled_softmax":
+        case _:
             own, others = o[:, :n], jnp.einsum("grd,gmd->grm", hidden, o[:, n:])
             if pairs:
                 return sampled_softmax_loss(jnp.einsum("grd,gcd->grc", hidden, own), others, weights, differs)
             rows = (jnp.sum(hidden * own, 2), others, weights, differs)  # each centre as a tile of its own
             own, others, weights, differs = (x.reshape(weights.size, 1, -1) for x in rows)
             return sampled_softmax_loss(own, others, weights, differs)
-        case _:
-            return cbow_loss(hidden, o[:, :n], o[:, n:], weights, differs, negative=config.negative)
+
+
+UPDATES = {  # the others are differentiated
+    ("skipgram", "negative_sampling"): _negative_sampling,
+    ("cbow", "negative_sampling"): _cbow,
+    ("skipgram", "hierarchical_softmax"): _tree,
+}
 
 
 def train_word2vec(
