@@ -62,3 +62,26 @@ def test_the_expected_update_is_the_gradient_of_the_literal_objective(key):
         found[0] = found[0].at[contexts].add(p[drawn] * update.contexts)
         found[1] = found[1].at[centres].add(p[drawn] * update.centres).at[negatives].add(p[drawn] * update.negatives)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), tuple(found), expected)
+
+
+@pytest.mark.usefixtures("x64")
+def test_with_enough_dimensions_the_products_become_shifted_pmi(key):
+    """Levy and Goldberg (2014): w · c = log P(w, c) / (P(w) p(c)) - log negative, at the optimum."""
+    v, d, negative = 5, 6, 3
+    counts = 1 + jnp.asarray(np.random.default_rng(0).integers(1, 9, (v, v)), jnp.float64)
+    drawn = jnp.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4])  # p is how often each word stands here
+    differs = jnp.ones((1, v, len(drawn)), bool)
+
+    def step(_, tables):
+        w, c = tables
+        update = skipgram_update(
+            Tiles(w[None], c[None], c[drawn][None]), counts[None] / counts.sum(), differs, negative=negative
+        )
+        d_c = update.centres[0].at[drawn].add(update.negatives[0])
+        return w + 2 * update.contexts[0], c + 2 * d_c
+
+    tables = jax.random.normal(key, (2, v, d), jnp.float64) / 2
+    w, c = jax.jit(lambda t: jax.lax.fori_loop(0, 20_000, step, t))((tables[0], tables[1]))
+    p = jnp.bincount(drawn, length=v) / len(drawn)
+    pmi = jnp.log(counts / counts.sum(1, keepdims=True) / p[None])
+    np.testing.assert_allclose(w @ c.T, pmi - np.log(negative), atol=1e-3)
