@@ -154,7 +154,7 @@ def finish(name: str, config: Any, run: Run, vectors: WordVectors, values: dict[
         values = {key: value for key, value in rows[-1].items() if key not in ("step", "split")}
         learning_curve(run.directory)
     save(vectors, run.directory)
-    values |= evaluation(vectors, config.eval)
+    values = values | evaluation(vectors, config.eval)
     (run.directory / "summary.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     words = telling(vectors)
     try:

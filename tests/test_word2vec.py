@@ -66,13 +66,13 @@ def test_subsampling_moves_what_stays_together(key):
 
 def test_a_chunk_makes_the_pairs_of_its_sentences(key):
     """One block; its only negative is word 8, whose vector is 0, so that the pairs are all there is."""
-    config = Word2VecConfig(**SMALL, sample=0.0)
+    config = Word2VecConfig(**SMALL, sample=0.0, guard=None)
     sentences = [[0, 1, 2, 3, 4, 5, 6], [2, 4], [7, 0, 7], [*range(8)] * 6]
     ids = np.concatenate([[~words[0], *words[1:]] for words in sentences]).astype(np.int32)
     w_in, w_out = (jax.random.normal(k, (9, 16)) for k in jax.random.split(key))
     w_out = w_out.at[8].set(0.0)
     sampler = make_sampler(np.full(9, 10), config)
-    sampler = sampler._replace(accept=jnp.zeros(9), alias=jnp.full(9, 8), scale_in=jnp.ones(9), scale_out=jnp.ones(9))
+    sampler = sampler._replace(accept=jnp.zeros(9), alias=jnp.full(9, 8), scale=jnp.ones(9))
     before = np.asarray(w_in, float), np.asarray(w_out, float)
     alphas = jnp.array([0.01, 0.01])
     n = jnp.int32(len(ids))
@@ -182,6 +182,19 @@ def test_the_guard_prevents_the_planted_divergence(key):
         norms[guard] = np.linalg.norm(vectors, axis=1).max()
     assert not norms[None] < 100
     assert norms[64.0] < 10
+
+
+def test_a_burst_of_a_rare_word_does_not_diverge(key):
+    """A hundred times in a row, in a corpus where it is not frequent: what is expected of it says nothing."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"w{i}" for i in range(2000)])
+    corpus = [words[rng.integers(0, 2000, 100)].tolist() for _ in range(200)]
+    corpus[50:52] = [["agave", word] * 50 for word in ("w1", "w2")]
+    norms = {}
+    for guard in (None, 64.0):
+        config = Word2VecConfig(vector_size=32, guard=guard, epochs=30, min_count=1, sample=0.0)
+        norms[guard] = np.linalg.norm(train_word2vec(corpus, config, key=key)["agave"])
+    assert norms[64.0] < 10 < norms[None]
 
 
 def test_training_goes_on_with_a_grown_vocabulary(key):

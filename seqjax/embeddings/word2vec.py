@@ -5,8 +5,9 @@ and steps through it. A step takes a block of neighbouring words in tiles whose 
 (`seqjax.embeddings.skipgram`; what else can be minimized is in `seqjax.embeddings.objectives`), and adds the updates
 of the whole block at once.
 
-Frequent words occur many times in a block, so their rows would take as many steps in one direction, and diverge. The
-guard scales the steps of a row to at most ``guard`` expected pairs a block; rarer rows are not touched.
+A word that occurs many times in a block, because it is frequent or in a burst, would take as many steps in one
+direction, and diverge. The guard scales the steps of a row to those of at most ``guard`` pairs a block; rows with fewer
+pairs are not touched.
 """
 
 import os
@@ -71,7 +72,7 @@ class Word2VecConfig:
     """Step size at the beginning; falls linearly."""
     min_alpha: float = 1e-4
     epochs: int = 5
-    block: int = 256
+    block: int = 512
     """Words a step; its updates are added at once."""
     tile: int | None = None
     """Neighbouring words that share negatives. None: 32, or 2 for skip-gram with a tree, whose paths are not shared."""
@@ -105,6 +106,11 @@ class Word2VecConfig:
         tree = self.objective == "hierarchical_softmax" and self.architecture == "skipgram"
         return self.tile or (2 if tree else 32)
 
+    @property
+    def pairs(self) -> int:
+        """How many pairs a word makes, on average."""
+        return 2 * self.window if self.windows == "fixed" else self.window + 1
+
 
 MEASURED = 16  # of so many blocks, the loss of one is computed, where that takes more time
 
@@ -122,8 +128,7 @@ class Sampler(NamedTuple):
     keep: Array  # [V], probability of staying in the text
     accept: Array  # [V], of Walker's alias table
     alias: Array  # int32[V]
-    scale_in: Array  # [V], the guard
-    scale_out: Array  # [V]
+    scale: Array  # [V], the guard of the output table
     nodes: Array  # int32[V, P], see `Tree`
     signs: Array  # [V, P]
 
@@ -133,17 +138,13 @@ def make_sampler(counts: Int[np.ndarray, "V"], config: Word2VecConfig) -> Sample
 
         scale = min(1, guard / pairs)
 
-    for the rows of either table, where pairs is how many pairs of a block a row takes part in, on average: in those of
-    its word, f · block of them times the size of the window, and as a negative, or as a node on the way to words. f is
-    a word's share of what is left of the text. A row of the input table has the pairs of skip-gram in CBOW too, if
-    gradients are word2vec's.
+    where pairs is how many pairs of a block an output row takes part in, on average: in those of its word, f · block of
+    them times the size of the window, and as a negative, or as a node on the way to words. f is a word's share of what
+    is left of the text. Bursts of words are guarded against when they come.
     """
     keep = keep_probability(counts, config.sample)
     p = counts.astype(float) ** config.ns_exponent
     f, p = counts * keep / (counts * keep).sum(), p / p.sum()
-    window = 2 * config.window if config.windows == "fixed" else config.window + 1
-    once = config.architecture == "cbow" and (config.cbow_gradient == "exact") == config.cbow_mean
-    pairs_in = config.block * f * (1 if once else window)
     trained = f
     nodes, signs = np.zeros((0, 0), np.int32), np.zeros((0, 0), np.int8)
     if config.objective == "hierarchical_softmax":
@@ -151,13 +152,11 @@ def make_sampler(counts: Int[np.ndarray, "V"], config: Word2VecConfig) -> Sample
         trained = np.bincount(nodes.ravel(), (f[:, None] * np.abs(signs)).ravel(), len(counts))
     elif config.objective != "softmax":
         trained = f + config.negative * p
-    pairs_out = config.block * trained * (window if config.architecture == "skipgram" else 1)
-    with np.errstate(divide="ignore"):
-        scale_in, scale_out = (np.minimum(1, (config.guard or np.inf) / pairs) for pairs in (pairs_in, pairs_out))
+    pairs = config.block * trained * (config.pairs if config.architecture == "skipgram" else 1)
+    scale = np.minimum(1, (config.guard or np.inf) / np.maximum(pairs, 1e-9))
     accept, alias = alias_table(p)
-    floats = (jnp.asarray(x, np.float32) for x in (keep, accept, scale_in, scale_out, signs))
-    keep, accept, scale_in, scale_out, signs = floats
-    return Sampler(keep, accept, jnp.asarray(alias, np.int32), scale_in, scale_out, jnp.asarray(nodes), signs)
+    keep, accept, scale, signs = (jnp.asarray(x, np.float32) for x in (keep, accept, scale, signs))
+    return Sampler(keep, accept, jnp.asarray(alias, np.int32), scale, jnp.asarray(nodes), signs)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="tables")
@@ -184,17 +183,20 @@ def train_chunk(
     negatives = draw(sampler.accept, sampler.alias, key_negatives, (most, n_tiles, n_drawn))
     sizes = jax.random.randint(key_windows, (most, n_tiles, 1, tile), 1, window + 1)
     # Rows are read by this index for all tiles at once: XLA is several times slower at cutting them out of one block.
+    guard = (config.guard or np.inf) / config.pairs
     places = jnp.asarray(np.arange(n_tiles)[:, None] * tile + np.arange(tile + 2 * window)[None])
     expected = window_weights(tile, window)
     inside = jnp.asarray(expected > 0)
     distance = jnp.asarray(np.rint((1 - expected) * window).astype(np.int32) + 1)  # window + 1 outside
 
     def block(i, carry):
-        tables, sums = carry
-        rows, sentence = (
-            lax.dynamic_slice(x, (i * config.block,), (config.block + 2 * window,))[places]
-            for x in (text.ids, text.sentence)
-        )
+        tables, seen, sums = carry
+        reach = (i * config.block,), (config.block + 2 * window,)
+        span, sentence = lax.dynamic_slice(text.ids, *reach), lax.dynamic_slice(text.sentence, *reach)
+        held = seen.at[span].add((sentence >= 0).astype(jnp.float32))  # how often each word occurs in the block
+        often, seen = held[span], held.at[span].set(0.0)
+        scale = jnp.minimum(1, guard / jnp.maximum(often, 1))[places]
+        rows, sentence = span[places], sentence[places]
         centres, own = rows[:, window : window + tile], sentence[:, window : window + tile]
         same = (sentence[:, :, None] == own[:, None, :]) & (own >= 0)[:, None, :]
         match config.windows:
@@ -208,10 +210,10 @@ def train_chunk(
         alpha = alphas[0] + (alphas[1] - alphas[0]) * (i / blocks)
         # All is read before anything is written, and no branch sees the tables: otherwise XLA copies them each time.
         x = tables.w_in[rows]
+        tree = config.objective == "hierarchical_softmax"
         if config.objective == "softmax":
             out, o = None, tables.w_out
         else:
-            tree = config.objective == "hierarchical_softmax"
             out = sampler.nodes[centres] if tree else jnp.concatenate([centres, negatives[i]], 1)
             o = tables.w_out[out]
         differs = centres[:, :, None] != negatives[i][:, None, :]
@@ -219,14 +221,18 @@ def train_chunk(
         loss, (d_in, d_out) = UPDATES.get(kind, _other)(
             config, x, o, weights, differs, (centres, sampler.signs), measure=i % MEASURED == 0
         )
-        w_in = tables.w_in.at[rows].add(alpha * d_in * sampler.scale_in[rows][:, :, None])
+        w_in = tables.w_in.at[rows].add(alpha * d_in * scale[:, :, None])
         if out is None:
-            w_out = tables.w_out + alpha * d_out * sampler.scale_out[:, None]
+            w_out = tables.w_out + alpha * d_out * sampler.scale[:, None]
         else:
-            w_out = tables.w_out.at[out].add(alpha * d_out * sampler.scale_out[out][..., None])
-        return Tables(w_in, w_out), jax.tree.map(jnp.add, sums, loss)
+            own = scale[:, window : window + tile]  # of the centre, for its nodes too; negatives come in no bursts
+            own = own[:, :, None] if tree else jnp.pad(own, ((0, 0), (0, n_drawn)), constant_values=1)
+            own = jnp.minimum(jnp.broadcast_to(own, out.shape), sampler.scale[out])
+            w_out = tables.w_out.at[out].add(alpha * d_out * own[..., None])
+        return Tables(w_in, w_out), seen, jax.tree.map(jnp.add, sums, loss)
 
-    tables, loss = lax.fori_loop(0, blocks, block, (tables, (jnp.zeros(()), jnp.zeros(()))))
+    start = tables, jnp.zeros(len(tables.w_in)), (jnp.zeros(()), jnp.zeros(()))
+    tables, _, loss = lax.fori_loop(0, blocks, block, start)
     return tables, text.n, loss
 
 
