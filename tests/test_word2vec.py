@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import signal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.sharding import AxisType
 
 from seqjax.embeddings import Word2VecConfig, count_words, encode, make_vocabulary, train_word2vec
 from seqjax.embeddings.sampling import alias_table, draw, keep_probability, subsample
+from seqjax.embeddings.streaming import in_shards
 from seqjax.embeddings.word2vec import Tables, check_memory, column_sharding, init_tables, make_sampler, train_chunk
 from seqjax.errors import InputError
 
@@ -217,6 +219,30 @@ def test_columns_over_four_devices_give_what_one_device_gives(options, key):
     np.testing.assert_allclose(four.vectors, one.vectors, atol=1e-5)
     with pytest.raises(InputError, match="vector_size=18 is not a multiple of the 4 devices"):
         train_word2vec(topics(9), Word2VecConfig(vector_size=18, min_count=1), key=key, mesh=mesh)
+
+
+@pytest.mark.parametrize("shape", [{"data": 2}, {"data": 2, "columns": 2}], ids=str)
+def test_shards_of_the_text_add_what_each_has_learned(shape, key, monkeypatch):
+    monkeypatch.setattr("seqjax.embeddings.streaming.CHUNK", 1 << 10)
+    mesh = jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+    config, reports = Word2VecConfig(**SMALL, sample=0.0, epochs=12, alpha=0.08), []
+    vectors = train_word2vec(topics(), config, key=key, mesh=mesh, progress=reports.append)
+    assert reports[-1].words == 12 * sum(map(len, topics()))
+    for word in ("a3", "b7"):
+        assert {found[0] for found, _ in vectors.most_similar(word, topn=10)} == {word[0]}
+
+    tables = init_tables(key, 9, 16)
+    sampler = make_sampler(np.full(9, 10), config)
+    ids = jax.random.randint(key, (2, 64), 0, 9).at[:, 0].set(~3)
+    n, alphas = jnp.array([64, 30]), jnp.full((2, 2), 0.1)
+    expected = tables
+    for s in range(2):
+        copy, k = jax.tree.map(jnp.copy, tables), jax.random.fold_in(key, s)
+        after, *_ = train_chunk(config, sampler, copy, ids[s], n[s], alphas[s], k)
+        expected = jax.tree.map(lambda e, new, old: e + new - old, expected, after, tables)
+    found, words, _ = in_shards(partial(train_chunk, config, sampler), mesh)(tables, ids, n, alphas, key)
+    assert int(words) == 94
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
 def test_devices_exchange_scores_and_no_vectors(key):

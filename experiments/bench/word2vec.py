@@ -19,6 +19,7 @@ from itertools import islice
 
 import jax
 import numpy as np
+from jax.sharding import AxisType
 
 from seqjax import embeddings
 from seqjax.embeddings import Word2VecConfig
@@ -39,7 +40,10 @@ def ours(corpus, vocabulary, mode, args, seed):
     reports = []
     key = jax.random.key(seed)
     start = time.perf_counter()
-    vectors = embeddings.train_word2vec(corpus, config, key=key, vocabulary=vocabulary, progress=reports.append)
+    mesh = jax.make_mesh((args.devices,), ("data",), axis_types=(AxisType.Auto,)) if args.devices > 1 else None
+    vectors = embeddings.train_word2vec(
+        corpus, config, key=key, vocabulary=vocabulary, progress=reports.append, mesh=mesh
+    )
     return reports[-1].words / (time.perf_counter() - start), vectors
 
 
@@ -81,11 +85,14 @@ def main():
     parser.add_argument("--size", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--devices", type=int, default=1, help="ours: parts of the text, each on a core or a GPU")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seeds", default="1", help="one run of each round for each")
     parser.add_argument("--analogies")
     parser.add_argument("--similarity", nargs="*", default=[])
     args = parser.parse_args()
+    if args.devices > 1 and jax.config.jax_platforms in (None, "cpu"):
+        jax.config.update("jax_num_cpu_devices", args.devices)
     corpus = list(islice(embeddings.sentences(args.corpus), args.limit and max(1, args.limit // 10_000)))
     vocabulary = embeddings.make_vocabulary(embeddings.count_words(corpus))
     contenders = {"ours": ours} | ({"gensim": gensim} if importlib.util.find_spec("gensim") else {})

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from seqjax.embeddings.vocabulary import Corpus, Vocabulary, encode
 from seqjax.errors import InputError
@@ -63,6 +65,7 @@ def run(
     checkpoints: str | os.PathLike | None = None,
     checkpoint_every: int = 100,
     resume: bool = False,
+    shards: int = 1,
 ) -> PyTree:
     """Take the ids, as `encode` gives them, ``epochs`` times through ``train_chunk``.
 
@@ -70,25 +73,32 @@ def run(
     the first n count and which begin and end with a sentence; the step sizes at its ends, on a line from alphas[0] to
     alphas[1]; and a key of its own. So the result does not depend on where a run was interrupted.
 
+    With ``shards`` above 1 it gets so many chunks at once, stacked: see `in_shards`.
+
     The directory ``checkpoints`` gets the tables every ``checkpoint_every`` chunks, at the end, and when SIGTERM
     comes, which then ends the process with status 143. ``resume`` goes on from the last of them.
     """
     size = min(CHUNK, max(1 << 10, 1 << (len(ids) - 1).bit_length()))
     pieces = list(_pieces(ids, size))
-    steps, fold, clock, done = epochs * len(pieces), jax.jit(jax.random.fold_in), _Clock(progress), 0
+    rounds = [pieces[i : i + shards] for i in range(0, len(pieces), shards)]
+    steps, fold, clock, done = epochs * len(rounds), jax.jit(jax.random.fold_in), _Clock(progress), 0
     with Saver(checkpoints, checkpoint_every) as saver:
         if resume:
             done, tables, clock.words = saver.restore(tables)
         pending = []  # a chunk is reported when the next one runs: to ask for its results at once would stop the device
         for step in range(done, steps):
-            epoch, i = divmod(step, len(pieces))
-            begin, end = pieces[i]
-            at, to = ((epoch + place / len(ids)) / epochs for place in (begin, end))
-            alpha = np.array([alphas[0] + (alphas[1] - alphas[0]) * x for x in (at, to)], np.float32)
-            chunk = np.zeros(size, np.int32)
-            chunk[: end - begin] = ids[begin:end]
-            tables, *results = train_chunk(tables, chunk, np.int32(end - begin), alpha, fold(key, np.int32(step)))
-            pending.append((step + 1, steps, epoch, to, *results))
+            epoch, i = divmod(step, len(rounds))
+            places = np.array(rounds[i] + [(len(ids), len(ids))] * (shards - len(rounds[i])))  # the last are empty
+            progressed = (epoch + places / len(ids)) / epochs
+            alpha = (alphas[0] + (alphas[1] - alphas[0]) * progressed).astype(np.float32)
+            chunks = np.zeros((shards, size), np.int32)
+            for chunk, (begin, end) in zip(chunks, places, strict=True):
+                chunk[: end - begin] = ids[begin:end]
+            inputs = chunks, np.diff(places)[:, 0].astype(np.int32), alpha
+            if shards == 1:
+                inputs = (x[0] for x in inputs)
+            tables, *results = train_chunk(tables, *inputs, fold(key, np.int32(step)))
+            pending.append((step + 1, steps, epoch, progressed.max(), *results))
             saving = saver.due(step + 1, steps)
             while len(pending) > (0 if saving else 1):
                 clock.report(*pending.pop(0))
@@ -97,6 +107,34 @@ def run(
         for results in pending:
             clock.report(*results)
     return tables
+
+
+def in_shards(train_chunk: Callable, mesh: Mesh) -> Callable:
+    """``train_chunk`` on several chunks at once, a device for each, along the axis "data" of a mesh.
+
+        tables += Σ_s (train_chunk(tables, ids_s, …) - tables)
+
+    Each device has tables of its own, to which the changes that all have made are added after each round. Rare words
+    meet few of them, and it is as if one device had gone through all chunks; what two devices learn about a frequent
+    word in a round counts twice. Further axes of the mesh may share out columns (`word2vec.column_sharding`).
+    """
+
+    def body(tables, ids, n, alphas, key):
+        key = jax.random.fold_in(key, lax.axis_index("data"))
+        after, *results = train_chunk(tables, ids[0], n[0], alphas[0], key)
+        merged = jax.tree.map(lambda new, old: old + lax.psum(new - old, "data"), after, tables)
+        return merged, *jax.tree.map(lambda x: lax.psum(x, "data"), results)
+
+    data, none = PartitionSpec("data"), PartitionSpec()
+    mapped = jax.shard_map(
+        body,
+        mesh=mesh,
+        in_specs=(none, data, data, data, none),
+        out_specs=(none, none, none),
+        axis_names={"data"},
+        check_vma=False,  # the loops make as many steps as there are words, and differ from device to device
+    )
+    return jax.jit(mapped, donate_argnums=0)
 
 
 def _pieces(ids: np.ndarray, size: int) -> Iterator[tuple[int, int]]:

@@ -10,6 +10,7 @@ direction, and diverge. The guard scales the steps of a row to those of at most 
 pairs are not touched.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from seqjax.embeddings.objectives import (
 )
 from seqjax.embeddings.sampling import alias_table, draw, keep_probability, subsample
 from seqjax.embeddings.skipgram import Tiles, skipgram_loss, skipgram_update, window_weights
-from seqjax.embeddings.streaming import Progress, encoded, run
+from seqjax.embeddings.streaming import Progress, encoded, in_shards, run
 from seqjax.embeddings.vectors import WordVectors
 from seqjax.embeddings.vocabulary import Corpus, Vocabulary, count_words, make_vocabulary
 from seqjax.errors import InputError
@@ -354,8 +355,10 @@ def train_word2vec(
       checkpoints: a directory to save to every ``checkpoint_every`` chunks, at the end, and before SIGTERM ends the
         process with status 143.
       resume: go on from the last checkpoint there, to the same bytes as without an interruption.
-      mesh: devices that share the work. Each has some columns of both tables and updates them alone; what they exchange
-        are partial sums of scores, no vectors. ``vector_size`` must be a multiple of their number.
+      mesh: devices that share the work, with axes of type Auto. Along an axis "data" each takes a part of the text and
+        has tables of its own, merged after every chunk (`streaming.in_shards`): the way to use the cores of a CPU,
+        after ``jax.config.update("jax_num_cpu_devices", 2)``. Along other axes each has some columns of the tables;
+        what they exchange are partial sums of scores, no vectors, and the result is that of one device.
 
     >>> corpus = [["a", "b", "a", "c"]] * 20
     >>> train_word2vec(corpus, Word2VecConfig(vector_size=8, min_count=1, epochs=1), key=jax.random.key(0)).words
@@ -377,12 +380,15 @@ def train_word2vec(
     tables = init_tables(key_init, len(vocabulary.words), config.vector_size)
     if start is not None:
         tables = _warm(tables, vocabulary, start)
+    sampler = make_sampler(vocabulary.counts, config)
+    shards, chunk = 1, partial(train_chunk, config, sampler)
     if mesh is not None:
         tables = jax.device_put(tables, column_sharding(mesh, config.vector_size))
-    sampler = make_sampler(vocabulary.counts, config)
+        if (shards := mesh.shape.get("data", 1)) > 1:
+            chunk = in_shards(chunk, mesh)
     with encoded(corpus, vocabulary) as ids:
         tables = run(
-            partial(train_chunk, config, sampler),
+            chunk,
             tables,
             ids,
             epochs=config.epochs,
@@ -392,6 +398,7 @@ def train_word2vec(
             checkpoints=checkpoints,
             checkpoint_every=checkpoint_every,
             resume=resume,
+            shards=shards,
         )
     w_in, w_out = (np.asarray(table) for table in tables)
     tree = config.objective == "hierarchical_softmax"  # then its rows are not words
@@ -399,12 +406,13 @@ def train_word2vec(
 
 
 def column_sharding(mesh: Mesh, size: int) -> NamedSharding:
-    """Columns of a table [V, size] over all devices of a mesh, whose axes must be of type Auto."""
+    """Columns of a table [V, size] over the devices of a mesh, along all its axes but "data"."""
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
         raise InputError(f"mesh has axes of type {mesh.axis_types}: make it with axis_types=(AxisType.Auto, …)")
-    if size % mesh.size:
-        raise InputError(f"vector_size={size} is not a multiple of the {mesh.size} devices of mesh")
-    return NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
+    names = tuple(name for name in mesh.axis_names if name != "data")
+    if size % (n := math.prod(mesh.shape[name] for name in names)):
+        raise InputError(f"vector_size={size} is not a multiple of the {n} devices of mesh that share columns")
+    return NamedSharding(mesh, PartitionSpec(None, names))
 
 
 def init_tables(key: PRNGKey, n_words: int, size: int) -> Tables:
