@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from seqjax.embeddings import Word2VecConfig, count_words, encode, make_vocabulary, train_word2vec
+from seqjax.embeddings import Word2VecConfig, count_words, encode, make_vocabulary, train_word2vec, train_word2vec_study
 from seqjax.embeddings.sampling import alias_table, draw, keep_probability, subsample
 from seqjax.embeddings.streaming import in_shards
 from seqjax.embeddings.word2vec import Tables, check_memory, column_sharding, init_tables, make_sampler, train_chunk
@@ -243,6 +243,17 @@ def test_shards_of_the_text_add_what_each_has_learned(shape, key, monkeypatch):
     found, words, _ = in_shards(partial(train_chunk, config, sampler), mesh)(tables, ids, n, alphas, key)
     assert int(words) == 94
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"architecture": "cbow", "objective": "hierarchical_softmax"}], ids=str)
+def test_each_member_of_a_study_is_as_if_it_were_alone(options, key):
+    corpus, alphas = topics(100), [0.02, 0.1]
+    members = train_word2vec_study(corpus, Word2VecConfig(**SMALL, **options, epochs=2), alphas=alphas, key=key)
+    for alpha, member in zip(alphas, members, strict=True):
+        alone = train_word2vec(corpus, Word2VecConfig(**SMALL, **options, epochs=2, alpha=alpha), key=key)
+        np.testing.assert_allclose(member.vectors, alone.vectors, atol=1e-5)
+    with pytest.raises(InputError, match=r"alphas=\[0.0\]; give step sizes above 0"):
+        train_word2vec_study(corpus, alphas=[0.0], key=key)
 
 
 def test_devices_exchange_scores_and_no_vectors(key):

@@ -44,3 +44,4 @@ from seqjax.embeddings.vocabulary import make_vocabulary as make_vocabulary
 from seqjax.embeddings.vocabulary import sentences as sentences
 from seqjax.embeddings.word2vec import Word2VecConfig as Word2VecConfig
 from seqjax.embeddings.word2vec import train_word2vec as train_word2vec
+from seqjax.embeddings.word2vec import train_word2vec_study as train_word2vec_study

@@ -59,7 +59,7 @@ def run(
     ids: np.ndarray,
     *,
     epochs: int,
-    alphas: tuple[float, float],
+    alphas: tuple[float | np.ndarray, float],
     key: PRNGKey,
     progress: Callable[[Progress], None] | None = None,
     checkpoints: str | os.PathLike | None = None,
@@ -70,14 +70,15 @@ def run(
     """Take the ids, as `encode` gives them, ``epochs`` times through ``train_chunk``.
 
     ``train_chunk(tables, ids, n, alphas, key) -> (tables, words, (loss, pairs))`` gets chunks of one size, of which
-    the first n count and which begin and end with a sentence; the step sizes at its ends, on a line from alphas[0] to
-    alphas[1]; and a key of its own. So the result does not depend on where a run was interrupted.
+    the first n count and which begin and end with a sentence; the step sizes at its ends, on a line from alphas[0], a
+    number or several, to alphas[1]; and a key of its own. So the result does not depend on where a run was interrupted.
 
     With ``shards`` above 1 it gets so many chunks at once, stacked: see `in_shards`.
 
     The directory ``checkpoints`` gets the tables every ``checkpoint_every`` chunks, at the end, and when SIGTERM
     comes, which then ends the process with status 143. ``resume`` goes on from the last of them.
     """
+    first = np.asarray(alphas[0])
     size = min(CHUNK, max(1 << 10, 1 << (len(ids) - 1).bit_length()))
     pieces = list(_pieces(ids, size))
     rounds = [pieces[i : i + shards] for i in range(0, len(pieces), shards)]
@@ -90,7 +91,9 @@ def run(
             epoch, i = divmod(step, len(rounds))
             places = np.array(rounds[i] + [(len(ids), len(ids))] * (shards - len(rounds[i])))  # the last are empty
             progressed = (epoch + places / len(ids)) / epochs
-            alpha = (alphas[0] + (alphas[1] - alphas[0]) * progressed).astype(np.float32)
+            alpha = (first + (alphas[1] - first) * progressed.reshape(*progressed.shape, *[1] * first.ndim)).astype(
+                np.float32
+            )
             chunks = np.zeros((shards, size), np.int32)
             for chunk, (begin, end) in zip(chunks, places, strict=True):
                 chunk[: end - begin] = ids[begin:end]
@@ -198,7 +201,7 @@ class _Clock:
         self.words += int(n)
         if self._progress is None:
             return
-        nats, pairs = map(float, loss)
+        nats, pairs = (float(np.sum(x)) for x in loss)
         now = time.perf_counter()
         words, began = self._first = self._first or (self.words, now)
         rate = (self.words - words) / (now - began) if now > began else math.nan

@@ -13,7 +13,7 @@ pairs are not touched.
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -167,10 +167,13 @@ def train_chunk(
     tables: Tables,
     ids: Int[Array, "N"],
     n: Array,
-    alphas: Float[Array, "2"],
+    alphas: Float[Array, "2 *K"],
     key: PRNGKey,
 ) -> tuple[Tables, Array, tuple[Array, Array]]:
     """Train on the first ``n`` of ``ids``, with step sizes from alphas[0] to alphas[1].
+
+    With K step sizes the tables are [V, K D]: K trainings side by side, each with D columns and a step size. They share
+    text and negatives, so a row is read once for all.
 
     Returns the tables, the number of words that stayed, and the loss, nats and pairs, of all or some of the blocks.
     """
@@ -208,7 +211,8 @@ def train_chunk(
             case "random":
                 weights = (jnp.broadcast_to(distance[None], same.shape) <= sizes[i]).astype(jnp.float32)
         weights = jnp.where(same, weights, 0.0)
-        alpha = alphas[0] + (alphas[1] - alphas[0]) * (i / blocks)
+        alpha = (alphas[0] + (alphas[1] - alphas[0]) * (i / blocks))[..., None]
+        alpha = jnp.broadcast_to(alpha, (*alphas.shape[1:], config.vector_size)).ravel()  # of each column
         # All is read before anything is written, and no branch sees the tables: otherwise XLA copies them each time.
         x = tables.w_in[rows]
         tree = config.objective == "hierarchical_softmax"
@@ -219,22 +223,40 @@ def train_chunk(
             o = tables.w_out[out]
         differs = centres[:, :, None] != negatives[i][:, None, :]
         kind = config.architecture, config.objective
-        loss, (d_in, d_out) = UPDATES.get(kind, _other)(
-            config, x, o, weights, differs, (centres, sampler.signs), measure=i % MEASURED == 0
+        words, measure = (centres, sampler.signs), i % MEASURED == 0
+        update = UPDATES.get(kind, _other)
+        loss, (d_in, d_out) = _members(
+            lambda x, o: update(config, x, o, weights, differs, words, measure=measure), alphas.shape[1:], x, o
         )
-        w_in = tables.w_in.at[rows].add(alpha * d_in * scale[:, :, None])
+        w_in = tables.w_in.at[rows].add(_times(alpha, d_in) * scale[:, :, None])
         if out is None:
-            w_out = tables.w_out + alpha * d_out * sampler.scale[:, None]
+            w_out = tables.w_out + _times(alpha, d_out) * sampler.scale[:, None]
         else:
             own = scale[:, window : window + tile]  # of the centre, for its nodes too; negatives come in no bursts
             own = own[:, :, None] if tree else jnp.pad(own, ((0, 0), (0, n_drawn)), constant_values=1)
             own = jnp.minimum(jnp.broadcast_to(own, out.shape), sampler.scale[out])
-            w_out = tables.w_out.at[out].add(alpha * d_out * own[..., None])
+            w_out = tables.w_out.at[out].add(_times(alpha, d_out) * own[..., None])
         return Tables(w_in, w_out), seen, jax.tree.map(jnp.add, sums, loss)
 
-    start = tables, jnp.zeros(len(tables.w_in)), (jnp.zeros(()), jnp.zeros(()))
+    none = jnp.zeros(alphas.shape[1:])
+    start = tables, jnp.zeros(len(tables.w_in)), (none, none)
     tables, _, loss = lax.fori_loop(0, blocks, block, start)
     return tables, text.n, loss
+
+
+def _members(update, shape, x, o):
+    """``update`` for each of the members, whose columns stand side by side; without members, for the only one."""
+    if not shape:
+        return update(x, o)
+    x, o = (rows.reshape(*rows.shape[:-1], *shape, -1) for rows in (x, o))
+    axes = x.ndim - 2, o.ndim - 2
+    loss, (d_in, d_out) = jax.vmap(update, axes, ((0, 0), axes))(x, o)
+    return loss, (d_in.reshape(*d_in.shape[:-2], -1), d_out.reshape(*d_out.shape[:-2], -1))
+
+
+def _times(alpha, step):
+    """Each column times its step size."""
+    return alpha.reshape(*[1] * (step.ndim - 1), -1) * step
 
 
 def _negative_sampling(config, x, o, weights, differs, _, *, measure):
@@ -400,8 +422,52 @@ def train_word2vec(
             resume=resume,
             shards=shards,
         )
-    w_in, w_out = (np.asarray(table) for table in tables)
-    tree = config.objective == "hierarchical_softmax"  # then its rows are not words
+    return _vectors(config, vocabulary, tables)
+
+
+def train_word2vec_study(
+    corpus: Corpus,
+    config: Word2VecConfig | None = None,
+    *,
+    alphas: Sequence[float],
+    key: PRNGKey,
+    vocabulary: Vocabulary | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> list[WordVectors]:
+    """`train_word2vec` with several step sizes at once, in place of ``config.alpha``; each as if it were alone.
+
+    One table holds the vectors of all of them, [V, K D], so that rows are read and words drawn once for all:
+    ``jax.vmap`` over tables takes several times longer. The loss that ``progress`` gets is the mean.
+    """
+    config = config or Word2VecConfig()
+    if not alphas or min(alphas) < config.min_alpha or min(alphas) <= 0:
+        raise InputError(f"alphas={alphas}; give step sizes above 0, and not below min_alpha={config.min_alpha}")
+    if vocabulary is None:
+        vocabulary = make_vocabulary(
+            count_words(corpus), min_count=config.min_count, max_final_vocab=config.max_final_vocab
+        )
+    check_memory(len(vocabulary.words), config.vector_size * len(alphas))
+    key_init, key_train = jax.random.split(key)
+    one = init_tables(key_init, len(vocabulary.words), config.vector_size)
+    with encoded(corpus, vocabulary) as ids:
+        tables = run(
+            partial(train_chunk, config, make_sampler(vocabulary.counts, config)),
+            jax.tree.map(lambda table: jnp.tile(table, (1, len(alphas))), one),
+            ids,
+            epochs=config.epochs,
+            alphas=(np.asarray(alphas), config.min_alpha),
+            key=key_train,
+            progress=progress,
+        )
+    return [
+        _vectors(config, vocabulary, Tables(*member))
+        for member in zip(*(np.split(np.asarray(table), len(alphas), axis=1) for table in tables), strict=True)
+    ]
+
+
+def _vectors(config: Word2VecConfig, vocabulary: Vocabulary, tables: Tables) -> WordVectors:
+    tree = config.objective == "hierarchical_softmax"  # then the rows of w_out are not words
+    w_in, w_out = (np.ascontiguousarray(table) for table in tables)
     return WordVectors(vocabulary.words, w_in, counts=vocabulary.counts, context_vectors=None if tree else w_out)
 
 
