@@ -45,6 +45,7 @@ def test_an_empty_vocabulary_says_the_largest_count():
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.fast
 def test_encode_marks_where_sentences_begin(chunk):
     pieces = list(embeddings.encode(SENTENCES, VOCABULARY, chunk=chunk))
     assert all(len(piece) == chunk for piece in pieces[:-1])
@@ -118,6 +119,7 @@ def test_ppmi_equals_its_definition(smoothing, shift):
     assert (found.values > 0).all()
 
 
+@pytest.mark.fast
 def test_svd_equals_scipy_and_at_full_rank_gives_the_matrix_back(key):
     corpus = random_corpus(200)
     vocabulary = embeddings.make_vocabulary(embeddings.count_words(corpus), min_count=1)

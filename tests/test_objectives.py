@@ -80,6 +80,7 @@ def test_the_tree_costs_what_gensims_does():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.fast
 def test_the_update_of_a_tree_is_the_gradient_of_its_loss(key):
     x, nodes = normal(key, 0, 2, 4, 3), normal(key, 1, 2, 5, 3)
     signs, weights = jnp.sign(normal(key, 2, 2, 5)).at[:, 3].set(0.0), normal(key, 3, 2, 4, 5) ** 2

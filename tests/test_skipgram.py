@@ -26,6 +26,7 @@ def test_weights_are_the_mean_of_drawn_windows():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.fast
 def test_the_update_is_the_gradient_of_the_loss(key):
     w_in, w_out, contexts, centres, weights = example(key)
     negatives = jax.random.randint(key, (2, 5), 0, V)

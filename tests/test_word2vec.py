@@ -66,6 +66,7 @@ def test_subsampling_moves_what_stays_together(key):
     assert text.sentence.tolist() == [-1, -1, 1, 1, 3, 3] + [-1] * (len(text.sentence) - 6)
 
 
+@pytest.mark.fast
 def test_a_chunk_makes_the_pairs_of_its_sentences(key):
     """One block; its only negative is word 8, whose vector is 0, so that the pairs are all there is."""
     config = Word2VecConfig(**SMALL, sample=0.0, guard=None)
@@ -124,6 +125,7 @@ def test_words_of_a_topic_end_up_together(options, key):
     assert reports[-1].loss < reports[0].loss
 
 
+@pytest.mark.fast
 def test_the_same_key_gives_the_same_bytes(key, tmp_path):
     corpus = topics(300)
     path = tmp_path / "corpus.txt"
@@ -256,6 +258,7 @@ def test_each_member_of_a_study_is_as_if_it_were_alone(options, key):
         train_word2vec_study(corpus, alphas=[0.0], key=key)
 
 
+@pytest.mark.fast
 def test_devices_exchange_scores_and_no_vectors(key):
     config, v = Word2VecConfig(vector_size=128), 5003
     mesh = jax.make_mesh((4,), ("columns",), axis_types=(AxisType.Auto,))
@@ -269,6 +272,7 @@ def test_devices_exchange_scores_and_no_vectors(key):
     assert {kind for _, kind in exchanged} == {"all-reduce"}
 
 
+@pytest.mark.fast
 def test_the_tables_are_not_copied_in_the_loop(key):
     """A copy costs as much as the work of a thousand blocks; XLA makes one if a branch or a late read sees a table."""
     config, v = Word2VecConfig(), 5003
