@@ -11,6 +11,7 @@ Any text is a corpus (``--data.path FILE``), of any size: a sentence a line, wor
 ``query`` asks for them. Results and times are in experiments/README.md.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ def run(config: Config, run: Run) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    os.environ.setdefault("NPROC", "1")  # threads of XLA on a CPU: more slow down products as small as these
     return run_experiment(NAME, PRESETS, train=run, commands=commands(NAME), description=__doc__, argv=argv)
 
 

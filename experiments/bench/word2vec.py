@@ -91,6 +91,7 @@ def main():
     parser.add_argument("--analogies")
     parser.add_argument("--similarity", nargs="*", default=[])
     args = parser.parse_args()
+    os.environ.setdefault("NPROC", "1")  # threads of XLA on a CPU: more slow down products as small as these
     if args.devices > 1 and jax.config.jax_platforms in (None, "cpu"):
         jax.config.update("jax_num_cpu_devices", args.devices)
     corpus = list(islice(embeddings.sentences(args.corpus), args.limit and max(1, args.limit // 10_000)))

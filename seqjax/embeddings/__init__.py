@@ -1,4 +1,4 @@
-"""Word embeddings: from counts, Word2Vec, GloVe; questions to them, and their evaluation.
+"""Word embeddings: from counts, Word2Vec, FastText, GloVe; questions to them, and their evaluation.
 
 Importing it imports jax and numpy only.
 """
@@ -13,6 +13,8 @@ from seqjax.embeddings.counts import tf_idf as tf_idf
 from seqjax.embeddings.factorize import pca as pca
 from seqjax.embeddings.factorize import svd_embeddings as svd_embeddings
 from seqjax.embeddings.factorize import truncated_svd as truncated_svd
+from seqjax.embeddings.fasttext import FastTextConfig as FastTextConfig
+from seqjax.embeddings.fasttext import train_fasttext as train_fasttext
 from seqjax.embeddings.formats import load_fasttext as load_fasttext
 from seqjax.embeddings.formats import load_glove as load_glove
 from seqjax.embeddings.formats import load_word2vec as load_word2vec
@@ -30,6 +32,7 @@ from seqjax.embeddings.phrases import find_phrases as find_phrases
 from seqjax.embeddings.phrases import join_phrases as join_phrases
 from seqjax.embeddings.plots import export_projector as export_projector
 from seqjax.embeddings.plots import plot_words as plot_words
+from seqjax.embeddings.skipgram import pair_weights as pair_weights
 from seqjax.embeddings.skipgram import skipgram_loss as skipgram_loss
 from seqjax.embeddings.skipgram import skipgram_update as skipgram_update
 from seqjax.embeddings.skipgram import window_weights as window_weights

@@ -4,14 +4,14 @@ The centres of a tile share their negatives, and each row of a table is read onc
 the place of separate scores for each pair. The expected gradient is word2vec's.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from seqjax.types import Array, Bool, Float
+from seqjax.types import Array, Bool, Float, Int
 
 
 class Tiles(NamedTuple):
@@ -35,6 +35,33 @@ def window_weights(tile: int, window: int) -> Float[np.ndarray, "R C"]:
     distance = np.abs(np.arange(tile + 2 * window)[:, None] - window - np.arange(tile)[None])
     inside = (distance > 0) & (distance <= window)
     return np.where(inside, (window + 1 - distance) / window, 0).astype(np.float32)
+
+
+def pair_weights(
+    kind: Literal["expected", "random", "fixed"],
+    sentence: Int[Array, "G R"],
+    sizes: Int[Array, "G 1 C"],
+    *,
+    window: int,
+) -> Float[Array, "G R C"]:
+    """How often each word of a tile's reach is in the window of each of its centres: 0 beyond their sentence.
+
+    "expected" is `window_weights`; "fixed" 1 in the whole window; "random" 1 in windows of ``sizes``. ``sentence`` is
+    the number of the sentence that each word is of, -1 for none.
+    """
+    tile = sentence.shape[1] - 2 * window
+    own = sentence[:, window : window + tile]
+    same = (sentence[:, :, None] == own[:, None, :]) & (own >= 0)[:, None, :]
+    expected = window_weights(tile, window)
+    distance = np.rint((1 - expected) * window).astype(np.int32) + 1  # window + 1 outside
+    match kind:
+        case "expected":
+            weights = jnp.asarray(expected)[None]
+        case "fixed":
+            weights = jnp.asarray(expected > 0, jnp.float32)[None]
+        case "random":
+            weights = (jnp.broadcast_to(jnp.asarray(distance)[None], same.shape) <= sizes).astype(jnp.float32)
+    return jnp.where(same, jnp.broadcast_to(weights, same.shape), 0.0)
 
 
 def skipgram_loss(

@@ -35,7 +35,7 @@ from seqjax.embeddings.objectives import (
     tree_update,
 )
 from seqjax.embeddings.sampling import alias_table, draw, keep_probability, subsample
-from seqjax.embeddings.skipgram import Tiles, skipgram_loss, skipgram_update, window_weights
+from seqjax.embeddings.skipgram import Tiles, pair_weights, skipgram_loss, skipgram_update
 from seqjax.embeddings.streaming import Progress, encoded, in_shards, run
 from seqjax.embeddings.vectors import WordVectors
 from seqjax.embeddings.vocabulary import Corpus, Vocabulary, count_words, make_vocabulary
@@ -189,9 +189,6 @@ def train_chunk(
     # Rows are read by this index for all tiles at once: XLA is several times slower at cutting them out of one block.
     guard = (config.guard or np.inf) / config.pairs
     places = jnp.asarray(np.arange(n_tiles)[:, None] * tile + np.arange(tile + 2 * window)[None])
-    expected = window_weights(tile, window)
-    inside = jnp.asarray(expected > 0)
-    distance = jnp.asarray(np.rint((1 - expected) * window).astype(np.int32) + 1)  # window + 1 outside
 
     def block(i, carry):
         tables, seen, sums = carry
@@ -201,16 +198,8 @@ def train_chunk(
         often, seen = held[span], held.at[span].set(0.0)
         scale = jnp.minimum(1, guard / jnp.maximum(often, 1))[places]
         rows, sentence = span[places], sentence[places]
-        centres, own = rows[:, window : window + tile], sentence[:, window : window + tile]
-        same = (sentence[:, :, None] == own[:, None, :]) & (own >= 0)[:, None, :]
-        match config.windows:
-            case "expected":
-                weights = jnp.broadcast_to(jnp.asarray(expected)[None], same.shape)
-            case "fixed":
-                weights = jnp.broadcast_to(inside[None], same.shape).astype(jnp.float32)
-            case "random":
-                weights = (jnp.broadcast_to(distance[None], same.shape) <= sizes[i]).astype(jnp.float32)
-        weights = jnp.where(same, weights, 0.0)
+        centres = rows[:, window : window + tile]
+        weights = pair_weights(config.windows, sentence, sizes[i], window=window)
         alpha = (alphas[0] + (alphas[1] - alphas[0]) * (i / blocks))[..., None]
         alpha = jnp.broadcast_to(alpha, (*alphas.shape[1:], config.vector_size)).ravel()  # of each column
         # All is read before anything is written, and no branch sees the tables: otherwise XLA copies them each time.
