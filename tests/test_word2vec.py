@@ -4,7 +4,6 @@ import itertools
 import os
 import re
 import signal
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -225,7 +224,8 @@ def test_columns_over_four_devices_give_what_one_device_gives(options, key):
 
 @pytest.mark.parametrize("shape", [{"data": 2}, {"data": 2, "columns": 2}], ids=str)
 def test_shards_of_the_text_add_what_each_has_learned(shape, key, monkeypatch):
-    monkeypatch.setattr("seqjax.embeddings.streaming.CHUNK", 1 << 10)
+    for name, value in {"SHARDED": 1 << 10, "PART": 32, "FREQUENT": 4}.items():
+        monkeypatch.setattr(f"seqjax.embeddings.streaming.{name}", value)
     mesh = jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
     config, reports = Word2VecConfig(**SMALL, sample=0.0, epochs=12, alpha=0.08), []
     vectors = train_word2vec(topics(), config, key=key, mesh=mesh, progress=reports.append)
@@ -236,15 +236,32 @@ def test_shards_of_the_text_add_what_each_has_learned(shape, key, monkeypatch):
     tables = init_tables(key, 9, 16)
     sampler = make_sampler(np.full(9, 10), config)
     ids = jax.random.randint(key, (2, 64), 0, 9).at[:, 0].set(~3)
-    n, alphas = jnp.array([64, 30]), jnp.full((2, 2), 0.1)
-    expected = tables
-    for s in range(2):
-        copy, k = jax.tree.map(jnp.copy, tables), jax.random.fold_in(key, s)
-        after, *_ = train_chunk(config, sampler, copy, ids[s], n[s], alphas[s], k)
-        expected = jax.tree.map(lambda e, new, old: e + new - old, expected, after, tables)
-    found, words, _ = in_shards(partial(train_chunk, config, sampler), mesh)(tables, ids, n, alphas, key)
+    n, alphas = jnp.array([64, 30]), jnp.array([[0.1, 0.05], [0.1, 0.05]])
+    first, shards = tables, [tables, tables]
+    for i in range(2):  # the first 4 rows are exchanged after each part of 32 ids
+        for s in range(2):
+            args = jnp.clip(n[s] - 32 * i, 0, 32), jnp.array([[0.1, 0.075], [0.075, 0.05]])[i]
+            k = jax.random.fold_in(jax.random.fold_in(key, s), i)
+            copy = jax.tree.map(jnp.copy, shards[s])
+            shards[s], *_ = train_chunk(config, sampler, copy, ids[s, 32 * i : 32 * i + 32], *args, k)
+        added = jax.tree.map(lambda old, a, b: (a + b - old)[:4], first, *shards)
+        shards = [jax.tree.map(lambda table, rows: table.at[:4].set(rows), shard, added) for shard in shards]
+        first = jax.tree.map(lambda table, rows: table.at[:4].set(rows), first, added)
+    expected = jax.tree.map(lambda old, a, b, rows: (a + b - old).at[:4].set(rows), tables, *shards, added)
+    found, words, _ = in_shards(train_chunk, config, mesh)(sampler, tables, ids, n, alphas, key)
     assert int(words) == 94
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+@pytest.mark.fast
+def test_shards_do_not_copy_their_tables_for_each_part(key):
+    config, v = Word2VecConfig(), 9001
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    tables = jax.device_put(init_tables(key, v, 100), column_sharding(mesh, 100))
+    chunk = in_shards(train_chunk, config, mesh)
+    args = jnp.zeros((2, 1 << 17), jnp.int32), jnp.full(2, 9), jnp.zeros((2, 2))
+    text = chunk.lower(make_sampler(np.arange(v) + 1, config), tables, *args, key).compile().as_text()
+    assert len(re.findall(rf"= f32\[{v},100\]\S* copy\(", text)) <= 4  # two before the loop, two after it
 
 
 @pytest.mark.parametrize("options", [{}, {"architecture": "cbow", "objective": "hierarchical_softmax"}], ids=str)

@@ -101,8 +101,8 @@ def main():
         f"{vocabulary.n_tokens:,} words, {len(vocabulary.words):,} types, {args.epochs} epochs, {os.cpu_count()} cores"
     )
     for mode in args.modes.split(","):
-        few = corpus[: 1 + 300_000 // max(1, len(corpus[0]))]
-        ours(few, vocabulary, mode, argparse.Namespace(**vars(args) | {"epochs": 1}), 0)
+        few = corpus[: 1 + (300_000 if args.devices == 1 else 600_000 * args.devices) // max(1, len(corpus[0]))]
+        ours(few, vocabulary, mode, args, 0)
         speeds = {name: [] for name in contenders}
         rows = {name: [] for name in contenders}
         for _ in range(args.rounds):

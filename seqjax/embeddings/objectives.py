@@ -119,7 +119,7 @@ def softmax_loss(scores: Float[Array, "N V"], targets: Int[Array, "N C"], weight
 class Tree(NamedTuple):
     """Huffman's binary tree over the words: for each word the inner nodes from the root down, and which way it goes."""
 
-    nodes: np.ndarray  # int32 [V, P], of V - 1 inner nodes, the root is V - 2; past the end: V - 1, which is no node
+    nodes: np.ndarray  # int32 [V, P], of V - 1 inner nodes, the root 0; past the end: V - 1, which is no node
     signs: np.ndarray  # int8 [V, P]: 1 to the rarer side, -1 to the other, 0 past the end
 
 
@@ -154,6 +154,6 @@ def huffman_tree(counts: Int[np.ndarray, "V"]) -> Tree:
     signs = np.zeros((n, max(len(steps), 1)), np.int8)
     for i, (node, side, below) in enumerate(steps):
         rows = np.flatnonzero(below)
-        nodes[rows, length[rows] - 1 - i] = node[rows] - n
+        nodes[rows, length[rows] - 1 - i] = 2 * n - 2 - node[rows]  # frequent ones first, as words are
         signs[rows, length[rows] - 1 - i] = side[rows]
     return Tree(nodes, signs)

@@ -7,11 +7,13 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
@@ -21,6 +23,9 @@ from seqjax.errors import InputError
 from seqjax.types import PRNGKey, PyTree
 
 CHUNK = 1 << 18  # ids
+SHARDED = 1 << 20  # ids of a chunk of one of several devices, after which they exchange whole tables
+PART = 1 << 16  # ids, after which they exchange the first rows
+FREQUENT = 8192  # rows, the first of a table: of frequent words
 
 
 class Progress(NamedTuple):
@@ -79,7 +84,8 @@ def run(
     comes, which then ends the process with status 143. ``resume`` goes on from the last of them.
     """
     first = np.asarray(alphas[0])
-    size = min(CHUNK, max(1 << 10, 1 << (len(ids) - 1).bit_length()))
+    share = -(-len(ids) // shards)
+    size = min(CHUNK if shards == 1 else SHARDED, max(1 << 10, 1 << (share - 1).bit_length()))
     pieces = list(_pieces(ids, size))
     rounds = [pieces[i : i + shards] for i in range(0, len(pieces), shards)]
     steps, fold, clock, done = epochs * len(rounds), jax.jit(jax.random.fold_in), _Clock(progress), 0
@@ -112,32 +118,61 @@ def run(
     return tables
 
 
-def in_shards(train_chunk: Callable, mesh: Mesh) -> Callable:
-    """``train_chunk`` on several chunks at once, a device for each, along the axis "data" of a mesh.
+@lru_cache(maxsize=16)  # so that a second training with equal options compiles nothing
+def in_shards(train_chunk: Callable, config: Hashable, mesh: Mesh) -> Callable:
+    """``train_chunk(config, sampler, …)`` on several chunks at once, a device for each, along the axis "data".
 
-        tables += Σ_s (train_chunk(tables, ids_s, …) - tables)
+        table += Σ_s (table_s - table)
 
-    Each device has tables of its own, to which the changes that all have made are added after each round. Rare words
-    meet few of them, and it is as if one device had gone through all chunks; what two devices learn about a frequent
-    word in a round counts twice. Further axes of the mesh may share out columns (`word2vec.column_sharding`).
+    Each device has tables of its own, to which the changes that all have made are added: to the first rows, those of
+    frequent words, every 65,000 ids, to the others at the end. So it is as if one device had gone through all chunks,
+    but what two devices learn about a word before they exchange it counts twice; rare words meet few of them. Further
+    axes of the mesh may share out columns (`word2vec.column_sharding`).
     """
 
-    def body(tables, ids, n, alphas, key):
+    def add_up(new, old):
+        return old + lax.psum(new - old, "data")
+
+    def body(sampler, tables, ids, n, alphas, key):
         key = jax.random.fold_in(key, lax.axis_index("data"))
-        after, *results = train_chunk(tables, ids[0], n[0], alphas[0], key)
-        merged = jax.tree.map(lambda new, old: old + lax.psum(new - old, "data"), after, tables)
+        parts = ids[0].reshape(-1, min(PART, ids.shape[1]))
+        size = parts.shape[1]
+
+        def part(i, carry):
+            tables, frequent, *results = carry
+            progress = (i + jnp.arange(2)) / len(parts)
+            alpha = alphas[0, 0] + (alphas[0, 1] - alphas[0, 0]) * progress.astype(alphas.dtype)
+            left = jnp.clip(n[0] - i * size, 0, size)
+            tables, *more = train_chunk(config, sampler, tables, parts[i], left, alpha, jax.random.fold_in(key, i))
+            # The rows before this part come from the carry: XLA would copy the tables to read them from there.
+            frequent = jax.tree.map(lambda new, old: add_up(new[: len(old)], old), tables, frequent)
+            tables = jax.tree.map(lambda table, rows: lax.dynamic_update_slice(table, rows, (0, 0)), tables, frequent)
+            return tables, frequent, *jax.tree.map(jnp.add, results, more)
+
+        frequent = jax.tree.map(lambda table: table[:FREQUENT], tables)
+        start = tables, frequent, jnp.int32(0), (jnp.zeros(()), jnp.zeros(()))
+        after, _, *results = lax.fori_loop(0, len(parts), part, start)
+        merged = jax.tree.map(
+            lambda new, old: (
+                lax.dynamic_update_slice(new, add_up(new[FREQUENT:], old[FREQUENT:]), (FREQUENT, 0))
+                if len(new) > FREQUENT
+                else new
+            ),
+            after,
+            tables,
+        )
         return merged, *jax.tree.map(lambda x: lax.psum(x, "data"), results)
 
     data, none = PartitionSpec("data"), PartitionSpec()
     mapped = jax.shard_map(
         body,
         mesh=mesh,
-        in_specs=(none, data, data, data, none),
+        in_specs=(none, none, data, data, data, none),
         out_specs=(none, none, none),
         axis_names={"data"},
         check_vma=False,  # the loops make as many steps as there are words, and differ from device to device
     )
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(mapped, donate_argnums=1)
 
 
 def _pieces(ids: np.ndarray, size: int) -> Iterator[tuple[int, int]]:

@@ -195,7 +195,8 @@ def train_chunk(
         reach = (i * config.block,), (config.block + 2 * window,)
         span, sentence = lax.dynamic_slice(text.ids, *reach), lax.dynamic_slice(text.sentence, *reach)
         held = seen.at[span].add((sentence >= 0).astype(jnp.float32))  # how often each word occurs in the block
-        often, seen = held[span], held.at[span].set(0.0)
+        often = held[span]
+        seen = held.at[span].set(0.0 * often)
         scale = jnp.minimum(1, guard / jnp.maximum(often, 1))[places]
         rows, sentence = span[places], sentence[places]
         centres = rows[:, window : window + tile]
@@ -367,7 +368,7 @@ def train_word2vec(
         process with status 143.
       resume: go on from the last checkpoint there, to the same bytes as without an interruption.
       mesh: devices that share the work, with axes of type Auto. Along an axis "data" each takes a part of the text and
-        has tables of its own, merged after every chunk (`streaming.in_shards`): the way to use the cores of a CPU,
+        has tables of its own, which they add up (`streaming.in_shards`): the way to use the cores of a CPU,
         after ``jax.config.update("jax_num_cpu_devices", 2)``. Along other axes each has some columns of the tables;
         what they exchange are partial sums of scores, no vectors, and the result is that of one device.
 
@@ -396,7 +397,7 @@ def train_word2vec(
     if mesh is not None:
         tables = jax.device_put(tables, column_sharding(mesh, config.vector_size))
         if (shards := mesh.shape.get("data", 1)) > 1:
-            chunk = in_shards(chunk, mesh)
+            chunk = partial(in_shards(train_chunk, config, mesh), sampler)
     with encoded(corpus, vocabulary) as ids:
         tables = run(
             chunk,
