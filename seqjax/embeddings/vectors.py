@@ -382,7 +382,11 @@ class WordVectors:
         frequent = islice(self.words, 100_000)
         alike = (w for w in frequent if w[:1].lower() == start and abs(len(w) - length) <= 2)
         suggestions = suggestions or difflib.get_close_matches(word, islice(alike, 2000))
-        hint = f"did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else "test with `word in vectors`"
+        hint = (
+            f"did you mean {' or '.join(map(repr, suggestions))}?"
+            if suggestions
+            else "no frequent word is spelled like it"
+        )
         return InputError(f"word {word!r} is not among the {len(self):,} words; {hint}")
 
 
