@@ -34,7 +34,7 @@ class Config:
     model: Word2VecConfig = Word2VecConfig()
     eval: Evaluation = Evaluation()
     checkpoint_every: int = 100
-    """Chunks of about 260,000 words."""
+    """Chunks of about 260,000 words; with several devices, of a million for each."""
     devices: int = 1
     """Parts of the text that are trained on side by side: cores of a CPU, or GPUs."""
 

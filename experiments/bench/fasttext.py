@@ -17,11 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import islice
 from pathlib import Path
 
 import jax
 
+from experiments.bench.word2vec import quality, shown
+from experiments.embedding_runs import single_thread
 from seqjax import embeddings
 
 OPTIONS = {"dim": 100, "ws": 5, "neg": 5, "minn": 3, "maxn": 6, "minCount": 5, "t": 1e-4}
@@ -38,13 +39,23 @@ trained.save_model(model)
 
 
 def ours(args, _):
-    config = embeddings.FastTextConfig(epochs=args.epochs)
-    few = list(islice(embeddings.sentences(args.corpus), 1 + int(300_000 / args.sentence)))
-    vocabulary = embeddings.make_vocabulary(embeddings.count_words(args.corpus))
-    embeddings.train_fasttext(few, config, key=jax.random.key(0), vocabulary=vocabulary)
     start = time.perf_counter()
-    vectors = embeddings.train_fasttext(args.corpus, config, key=jax.random.key(1))
+    vectors = embeddings.train_fasttext(
+        args.corpus, embeddings.FastTextConfig(epochs=args.epochs), key=jax.random.key(1)
+    )
     return time.perf_counter() - start, vectors
+
+
+def warm_up(args, vocabulary):
+    """Compile what `ours` runs, on a full chunk of words."""
+    few, n = [], 0
+    for sentence in embeddings.sentences(args.corpus):
+        few.append(sentence)
+        n += len(sentence)
+        if n > 300_000:
+            break
+    config = embeddings.FastTextConfig(epochs=args.epochs)
+    embeddings.train_fasttext(few, config, key=jax.random.key(0), vocabulary=vocabulary)
 
 
 def facebooks(args, directory):
@@ -65,25 +76,19 @@ def main():
     parser.add_argument("--analogies")
     parser.add_argument("--similarity", nargs="*", default=[])
     args = parser.parse_args()
-    os.environ.setdefault("NPROC", "1")  # threads of XLA on a CPU: more slow down products as small as these
-    counts = embeddings.count_words(args.corpus)
-    n = sum(counts.values())
-    args.sentence = n / sum(1 for _ in embeddings.sentences(args.corpus))
+    single_thread()
+    vocabulary = embeddings.make_vocabulary(embeddings.count_words(args.corpus))
+    n = vocabulary.n_tokens
     print(f"{n:,} words, {args.epochs} epochs, {os.cpu_count()} cores")
+    warm_up(args, vocabulary)
     ratios = []
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(args.rounds):
             seconds = {}
             for contender in (ours, facebooks):
                 seconds[contender], vectors = contender(args, directory)
-                shown = f"{contender.__name__:10} {n * args.epochs / seconds[contender] / 1e6:.3f} M words/s"
-                for path in args.similarity:
-                    spearman = vectors.evaluate_similarity(path).spearman
-                    shown += f"  {Path(path).stem} {spearman:.4f}"
-                if args.analogies:
-                    found = vectors.evaluate_analogies(args.analogies)
-                    shown += f"  analogies {found.accuracy:.4f} ({found.semantic:.4f}, {found.syntactic:.4f})"
-                print(shown, flush=True)
+                speed = n * args.epochs / seconds[contender] / 1e6
+                print(f"{contender.__name__:10} {speed:.3f} M words/s  {shown(quality(vectors, args))}", flush=True)
             ratios.append(seconds[facebooks] / seconds[ours])
     print(f"ours / Facebook's: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 

@@ -19,8 +19,8 @@ from itertools import islice
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
 
+from experiments.embedding_runs import single_thread, text_mesh
 from seqjax import embeddings
 from seqjax.embeddings import Word2VecConfig
 
@@ -40,9 +40,8 @@ def ours(corpus, vocabulary, mode, args, seed):
     reports = []
     key = jax.random.key(seed)
     start = time.perf_counter()
-    mesh = jax.make_mesh((args.devices,), ("data",), axis_types=(AxisType.Auto,)) if args.devices > 1 else None
     vectors = embeddings.train_word2vec(
-        corpus, config, key=key, vocabulary=vocabulary, progress=reports.append, mesh=mesh
+        corpus, config, key=key, vocabulary=vocabulary, progress=reports.append, mesh=args.mesh
     )
     return reports[-1].words / (time.perf_counter() - start), vectors
 
@@ -68,6 +67,7 @@ def gensim(corpus, vocabulary, mode, args, seed):
 
 
 def quality(vectors, args):
+    """What ``--analogies`` and ``--similarity`` ask for."""
     row = {}
     if args.analogies:
         found = vectors.evaluate_analogies(args.analogies)
@@ -75,6 +75,10 @@ def quality(vectors, args):
     for path in args.similarity:
         row[os.path.basename(path).partition(".")[0]] = vectors.evaluate_similarity(path).spearman
     return row
+
+
+def shown(row):
+    return "  ".join(f"{key} {value:.4f}" for key, value in row.items())
 
 
 def main():
@@ -91,9 +95,8 @@ def main():
     parser.add_argument("--analogies")
     parser.add_argument("--similarity", nargs="*", default=[])
     args = parser.parse_args()
-    os.environ.setdefault("NPROC", "1")  # threads of XLA on a CPU: more slow down products as small as these
-    if args.devices > 1 and jax.config.jax_platforms in (None, "cpu"):
-        jax.config.update("jax_num_cpu_devices", args.devices)
+    single_thread()
+    args.mesh = text_mesh(args.devices)
     corpus = list(islice(embeddings.sentences(args.corpus), args.limit and max(1, args.limit // 10_000)))
     vocabulary = embeddings.make_vocabulary(embeddings.count_words(corpus))
     contenders = {"ours": ours} | ({"gensim": gensim} if importlib.util.find_spec("gensim") else {})
@@ -101,7 +104,8 @@ def main():
         f"{vocabulary.n_tokens:,} words, {len(vocabulary.words):,} types, {args.epochs} epochs, {os.cpu_count()} cores"
     )
     for mode in args.modes.split(","):
-        few = corpus[: 1 + (300_000 if args.devices == 1 else 600_000 * args.devices) // max(1, len(corpus[0]))]
+        words = 300_000 if args.devices == 1 else 600_000 * args.devices  # enough for chunks of full size
+        few = corpus[: 1 + words // max(1, len(corpus[0]))]
         ours(few, vocabulary, mode, args, 0)
         speeds = {name: [] for name in contenders}
         rows = {name: [] for name in contenders}
@@ -111,12 +115,15 @@ def main():
                     speed, vectors = contender(corpus, vocabulary, mode, args, seed)
                     speeds[name].append(speed)
                     rows[name].append(quality(vectors, args))
-                    shown = "  ".join(f"{key} {value:.4f}" for key, value in rows[name][-1].items())
-                    print(f"{mode:8} {name:7} seed {seed}  {speed / 1e6:.3f} M words/s  {shown}", flush=True)
+                    print(
+                        f"{mode:8} {name:7} seed {seed}  {speed / 1e6:.3f} M words/s  {shown(rows[name][-1])}",
+                        flush=True,
+                    )
         for name in contenders:
             means = {key: np.mean([row[key] for row in rows[name]]) for key in rows[name][0]}
-            shown = "  ".join(f"{key} {value:.4f}" for key, value in means.items())
-            print(f"{mode:8} {name:7} median {statistics.median(speeds[name]) / 1e6:.3f} M words/s  mean {shown}")
+            print(
+                f"{mode:8} {name:7} median {statistics.median(speeds[name]) / 1e6:.3f} M words/s  mean {shown(means)}"
+            )
         if "gensim" in speeds:
             ratios = [a / b for a, b in zip(speeds["ours"], speeds["gensim"], strict=True)]
             print(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from seqjax.embeddings.sampling import draw, subsample
+from seqjax.embeddings.sampling import make_chunk, occurrences, read_block
 from seqjax.embeddings.skipgram import Tiles, pair_weights, skipgram_loss, skipgram_update
 from seqjax.embeddings.streaming import Progress, encoded, run
 from seqjax.embeddings.subwords import FastTextHeader, Subwords, compose, ngram_table
@@ -220,20 +220,16 @@ def train_chunk(
 
     Returns the tables, the number of words that stayed, and the loss, nats and pairs, of every sixteenth block.
     """
-    window, tile, n_tiles = config.window, config.tile, config.block // config.tile
+    window, tile = config.window, config.tile
     guard = (config.guard or np.inf) / config.word2vec.pairs
-    key_text, key_negatives, key_windows = jax.random.split(key, 3)
-    text = subsample(ids, n, sampler.keep, key_text, window=window, block=config.block)
-    blocks = (text.n + config.block - 1) // config.block
-    most = -(-len(ids) // config.block)
-    negatives = draw(sampler.accept, sampler.alias, key_negatives, (most, n_tiles, config.shared_negatives))
-    sizes = jax.random.randint(key_windows, (most, n_tiles, 1, tile), 1, window + 1)
-    places = jnp.asarray(np.arange(n_tiles)[:, None] * tile + np.arange(tile + 2 * window)[None])
+    options = {"window": window, "block": config.block, "tile": tile, "negatives": config.shared_negatives}
+    text, blocks, places, negatives, sizes = make_chunk(
+        ids, n, sampler.keep, sampler.accept, sampler.alias, key, **options
+    )
 
     def block(i, carry):
-        tables, sums = carry
-        reach = (i * config.block,), (config.block + 2 * window,)
-        words, sentence = lax.dynamic_slice(text.ids, *reach), lax.dynamic_slice(text.sentence, *reach)
+        tables, seen, sums = carry
+        words, sentence = read_block(text, i, window=window, block=config.block)
         weights = pair_weights(config.windows, sentence[places], sizes[i], window=window)
         centres = words[places[:, window : window + tile]]
         differs = centres[:, :, None] != negatives[i][:, None, :]
@@ -250,9 +246,8 @@ def train_chunk(
         alpha = alphas[0] + (alphas[1] - alphas[0]) * (i / blocks)
         update = skipgram_update(tiles, alpha * weights, differs, negative=config.negative)
         # Words come in bursts, which their frequency does not tell: so they are counted. Negatives do not.
-        known = jnp.where(sentence >= 0, words, -1)
-        often = jnp.sum(known[:, None] == known[None], 0).astype(jnp.float32)
-        scale = jnp.minimum(1, guard / often)
+        often, seen = occurrences(seen, words, sentence)
+        scale = jnp.minimum(1, guard / jnp.maximum(often, 1))
         own = jnp.pad(
             scale[places[:, window : window + tile]], ((0, 0), (0, config.shared_negatives)), constant_values=1
         )
@@ -260,9 +255,10 @@ def train_chunk(
         d_out = jnp.concatenate([update.centres, update.negatives], 1)
         d_out = d_out * jnp.minimum(own, sampler.scale[out])[:, :, None]
         tables = Tables(add_steps(tables.w_in, summands, words, d_x), tables.w_out.at[out].add(d_out))
-        return tables, jax.tree.map(jnp.add, sums, loss)
+        return tables, seen, jax.tree.map(jnp.add, sums, loss)
 
-    tables, loss = lax.fori_loop(0, blocks, block, (tables, (jnp.zeros(()), jnp.zeros(()))))
+    start = tables, jnp.zeros(len(tables.w_out)), (jnp.zeros(()), jnp.zeros(()))
+    tables, _, loss = lax.fori_loop(0, blocks, block, start)
     return tables, text.n, loss
 
 

@@ -1,10 +1,11 @@
-"""Random numbers of word2vec: which words are left out of the text, and which are drawn as negatives."""
+"""A chunk of text for word2vec: which words are left out, which are drawn as negatives, and its blocks."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from seqjax.types import Array, Float, Int, PRNGKey
 
@@ -64,3 +65,57 @@ def draw(accept: Float[Array, "V"], alias: Int[Array, "V"], key: PRNGKey, shape:
     column, coin = jax.random.split(key)
     column = jax.random.randint(column, shape, 0, len(accept))
     return jnp.where(jax.random.uniform(coin, shape) < accept[column], column, alias[column])
+
+
+class Chunk(NamedTuple):
+    """A chunk of text, its blocks, and the random numbers of each of them: for one at a time they would cost more."""
+
+    text: Text
+    blocks: Array  # int32, how many there are
+    places: Array  # int32[G, R], where the words in reach of each tile are in what `read_block` gives
+    negatives: Array  # int32[blocks at most, G, M]
+    sizes: Array  # int32[blocks at most, G, 1, C], of the centres' windows
+
+
+def make_chunk(
+    ids: Int[Array, "N"],
+    n: Array,
+    keep: Float[Array, "V"],
+    accept: Float[Array, "V"],
+    alias: Int[Array, "V"],
+    key: PRNGKey,
+    *,
+    window: int,
+    block: int,
+    tile: int,
+    negatives: int,
+) -> Chunk:
+    """Subsample the first ``n`` ids, and draw ``negatives`` words a tile and the sizes of windows."""
+    key_text, key_negatives, key_windows = jax.random.split(key, 3)
+    text = subsample(ids, n, keep, key_text, window=window, block=block)
+    most, n_tiles = -(-len(ids) // block), block // tile
+    return Chunk(
+        text,
+        (text.n + block - 1) // block,
+        jnp.asarray(np.arange(n_tiles)[:, None] * tile + np.arange(tile + 2 * window)[None]),
+        draw(accept, alias, key_negatives, (most, n_tiles, negatives)),
+        jax.random.randint(key_windows, (most, n_tiles, 1, tile), 1, window + 1),
+    )
+
+
+def read_block(text: Text, i: Array, *, window: int, block: int) -> tuple[Int[Array, "T"], Int[Array, "T"]]:
+    """The words of block i with ``window`` words on both sides, and which sentence each is of."""
+    reach = (i * block,), (block + 2 * window,)
+    return lax.dynamic_slice(text.ids, *reach), lax.dynamic_slice(text.sentence, *reach)
+
+
+def occurrences(
+    counter: Float[Array, "V"], words: Int[Array, "T"], sentence: Int[Array, "T"]
+) -> tuple[Float[Array, "T"], Float[Array, "V"]]:
+    """How often each word occurs among ``words``, padding apart, and the counter, which is all zeros before and after.
+
+    To compare each word with each, without a counter, takes as long as all else in a step.
+    """
+    counted = counter.at[words].add((sentence >= 0).astype(jnp.float32))
+    often = counted[words]
+    return often, counted.at[words].set(0.0 * often)  # the product puts the write after the read: so nothing is copied

@@ -133,6 +133,11 @@ def in_shards(train_chunk: Callable, config: Hashable, mesh: Mesh) -> Callable:
     def add_up(new, old):
         return old + lax.psum(new - old, "data")
 
+    def with_rest(new, old):
+        if len(new) <= FREQUENT:
+            return new
+        return lax.dynamic_update_slice(new, add_up(new[FREQUENT:], old[FREQUENT:]), (FREQUENT, 0))
+
     def body(sampler, tables, ids, n, alphas, key):
         key = jax.random.fold_in(key, lax.axis_index("data"))
         parts = ids[0].reshape(-1, min(PART, ids.shape[1]))
@@ -152,15 +157,7 @@ def in_shards(train_chunk: Callable, config: Hashable, mesh: Mesh) -> Callable:
         frequent = jax.tree.map(lambda table: table[:FREQUENT], tables)
         start = tables, frequent, jnp.int32(0), (jnp.zeros(()), jnp.zeros(()))
         after, _, *results = lax.fori_loop(0, len(parts), part, start)
-        merged = jax.tree.map(
-            lambda new, old: (
-                lax.dynamic_update_slice(new, add_up(new[FREQUENT:], old[FREQUENT:]), (FREQUENT, 0))
-                if len(new) > FREQUENT
-                else new
-            ),
-            after,
-            tables,
-        )
+        merged = jax.tree.map(with_rest, after, tables)
         return merged, *jax.tree.map(lambda x: lax.psum(x, "data"), results)
 
     data, none = PartitionSpec("data"), PartitionSpec()

@@ -34,7 +34,7 @@ from seqjax.embeddings.objectives import (
     tree_loss,
     tree_update,
 )
-from seqjax.embeddings.sampling import alias_table, draw, keep_probability, subsample
+from seqjax.embeddings.sampling import alias_table, keep_probability, make_chunk, occurrences, read_block
 from seqjax.embeddings.skipgram import Tiles, pair_weights, skipgram_loss, skipgram_update
 from seqjax.embeddings.streaming import Progress, encoded, in_shards, run
 from seqjax.embeddings.vectors import WordVectors
@@ -177,27 +177,20 @@ def train_chunk(
 
     Returns the tables, the number of words that stayed, and the loss, nats and pairs, of all or some of the blocks.
     """
-    window, tile, n_tiles = config.window, config.tile_size, config.block // config.tile_size
-    key_text, key_negatives, key_windows = jax.random.split(key, 3)
-    text = subsample(ids, n, sampler.keep, key_text, window=window, block=config.block)
-    blocks = (text.n + config.block - 1) // config.block
-    # For all blocks at once: random numbers for one at a time would cost more than its products.
-    most = -(-len(ids) // config.block)
-    n_drawn = config.shared_negatives if config.objective == "negative_sampling" else config.negative
-    negatives = draw(sampler.accept, sampler.alias, key_negatives, (most, n_tiles, n_drawn))
-    sizes = jax.random.randint(key_windows, (most, n_tiles, 1, tile), 1, window + 1)
-    # Rows are read by this index for all tiles at once: XLA is several times slower at cutting them out of one block.
+    window, tile = config.window, config.tile_size
     guard = (config.guard or np.inf) / config.pairs
-    places = jnp.asarray(np.arange(n_tiles)[:, None] * tile + np.arange(tile + 2 * window)[None])
+    n_drawn = config.shared_negatives if config.objective == "negative_sampling" else config.negative
+    options = {"window": window, "block": config.block, "tile": tile, "negatives": n_drawn}
+    text, blocks, places, negatives, sizes = make_chunk(
+        ids, n, sampler.keep, sampler.accept, sampler.alias, key, **options
+    )
 
     def block(i, carry):
         tables, seen, sums = carry
-        reach = (i * config.block,), (config.block + 2 * window,)
-        span, sentence = lax.dynamic_slice(text.ids, *reach), lax.dynamic_slice(text.sentence, *reach)
-        held = seen.at[span].add((sentence >= 0).astype(jnp.float32))  # how often each word occurs in the block
-        often = held[span]
-        seen = held.at[span].set(0.0 * often)
+        span, sentence = read_block(text, i, window=window, block=config.block)
+        often, seen = occurrences(seen, span, sentence)
         scale = jnp.minimum(1, guard / jnp.maximum(often, 1))[places]
+        # Rows are read by this index for all tiles: XLA is several times slower at cutting them out of one block.
         rows, sentence = span[places], sentence[places]
         centres = rows[:, window : window + tile]
         weights = pair_weights(config.windows, sentence, sizes[i], window=window)
@@ -363,7 +356,7 @@ def train_word2vec(
     Args:
       vocabulary: words and counts, if they are known; otherwise the corpus is counted.
       start: vectors to go on from. Words that they lack are added, words of theirs that the corpus lacks stay.
-      progress: is called after every chunk of about 260,000 words.
+      progress: is called after every chunk of about 260,000 words; with a mesh that has "data", a million a device.
       checkpoints: a directory to save to every ``checkpoint_every`` chunks, at the end, and before SIGTERM ends the
         process with status 143.
       resume: go on from the last checkpoint there, to the same bytes as without an interruption.
