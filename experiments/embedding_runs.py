@@ -126,17 +126,18 @@ def prepare(config: Any, run: Run) -> tuple[Corpus, Vocabulary]:
     return corpus, vocabulary
 
 
-def single_thread() -> None:
-    """Before jax starts: on a CPU, more threads of XLA slow down products as small as these."""
+def use_cores() -> None:
+    """Before jax starts: on a CPU, a device of one thread for each core; products as small as these gain by no more."""
     os.environ.setdefault("NPROC", "1")
+    if jax.config.jax_num_cpu_devices < 0:  # nobody has chosen
+        with suppress(RuntimeError):  # jax has started
+            jax.config.update("jax_num_cpu_devices", max(2, os.cpu_count() or 1))
 
 
 def text_mesh(devices: int) -> Mesh | None:
-    """Devices that each take a part of the text, for ``train_word2vec(mesh=…)``; on a CPU made before jax starts."""
+    """Devices that each take a part of the text, for ``train_word2vec(mesh=…)``; None for one."""
     if devices == 1:
         return None
-    with suppress(RuntimeError):  # it has started
-        jax.config.update("jax_num_cpu_devices", devices)
     if (have := len(jax.devices())) < devices:
         raise InputError(f"devices={devices}, but there are {have}: lower it")
     return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.embedding_runs import Data, Evaluation, commands, finish, prepare, recording, single_thread
+from experiments.embedding_runs import Data, Evaluation, commands, finish, prepare, recording, use_cores
 from seqjax.config import Run, run_experiment
 from seqjax.embeddings import FastTextConfig, train_fasttext
 from seqjax.errors import InputError
@@ -79,7 +79,7 @@ def run(config: Config, run: Run) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    single_thread()
+    use_cores()
     return run_experiment(NAME, PRESETS, train=run, commands=commands(NAME), description=__doc__, argv=argv)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.embedding_runs import Data, Evaluation, commands, finish, prepare, recording, single_thread, text_mesh
+from experiments.embedding_runs import Data, Evaluation, commands, finish, prepare, recording, text_mesh, use_cores
 from seqjax.config import Run, run_experiment
 from seqjax.embeddings import Word2VecConfig, train_word2vec
 from seqjax.errors import InputError
@@ -78,7 +78,7 @@ def run(config: Config, run: Run) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    single_thread()
+    use_cores()
     return run_experiment(NAME, PRESETS, train=run, commands=commands(NAME), description=__doc__, argv=argv)
 
 

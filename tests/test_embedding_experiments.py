@@ -95,8 +95,10 @@ def test_prose_is_words_without_punctuation(workplace):
     assert list(embedding_runs.Prose(Path("prose.txt"))) == [["naïve", "война", "и", "мир"], ["it's"]]
 
 
-def test_two_devices(workplace):
-    assert main("word2vec", *TINY, "--devices", 2, "--run", "two") == 0
+def test_two_devices_in_a_process_of_its_own(workplace):
+    command = [sys.executable, "-m", "experiments.word2vec", *TINY, "--devices", "2", "--run", "two"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert {path.name for path in Path("two").iterdir()} >= FILES
 
 

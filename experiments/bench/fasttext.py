@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 
 from experiments.bench.word2vec import quality, shown
-from experiments.embedding_runs import single_thread
+from experiments.embedding_runs import use_cores
 from seqjax import embeddings
 
 OPTIONS = {"dim": 100, "ws": 5, "neg": 5, "minn": 3, "maxn": 6, "minCount": 5, "t": 1e-4}
@@ -76,7 +76,7 @@ def main():
     parser.add_argument("--analogies")
     parser.add_argument("--similarity", nargs="*", default=[])
     args = parser.parse_args()
-    single_thread()
+    use_cores()
     vocabulary = embeddings.make_vocabulary(embeddings.count_words(args.corpus))
     n = vocabulary.n_tokens
     print(f"{n:,} words, {args.epochs} epochs, {os.cpu_count()} cores")

@@ -20,7 +20,7 @@ from itertools import islice
 import jax
 import numpy as np
 
-from experiments.embedding_runs import single_thread, text_mesh
+from experiments.embedding_runs import text_mesh, use_cores
 from seqjax import embeddings
 from seqjax.embeddings import Word2VecConfig
 
@@ -95,7 +95,7 @@ def main():
     parser.add_argument("--analogies")
     parser.add_argument("--similarity", nargs="*", default=[])
     args = parser.parse_args()
-    single_thread()
+    use_cores()
     args.mesh = text_mesh(args.devices)
     corpus = list(islice(embeddings.sentences(args.corpus), args.limit and max(1, args.limit // 10_000)))
     vocabulary = embeddings.make_vocabulary(embeddings.count_words(corpus))
