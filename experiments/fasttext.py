@@ -42,11 +42,11 @@ class Config:
 
 PRESETS = {
     "shakespeare": (
-        "38 plays, about a minute on 2 cores",
+        "38 plays, about half a minute on 2 cores",
         Config(model=FastTextConfig(min_count=5, sample=1e-3, epochs=20, bucket=200_000)),
     ),
     "text8": (
-        "the file text8 here, or --data.path; about 5 minutes on 2 cores",
+        "the file text8 here, or --data.path; about 2 minutes on 2 cores",
         Config(data=Data(Path("text8"))),
     ),
     "prose": (

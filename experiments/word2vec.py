@@ -45,9 +45,9 @@ class Config:
 
 
 PRESETS = {
-    "shakespeare": ("38 plays, about half a minute on 2 cores", Config(model=Word2VecConfig(min_count=10, epochs=20))),
+    "shakespeare": ("38 plays, about 20 seconds on 2 cores", Config(model=Word2VecConfig(min_count=10, epochs=20))),
     "text8": (
-        "the file text8 here, or --data.path; about a minute on 2 cores",
+        "the file text8 here, or --data.path; about 40 seconds on 2 cores",
         Config(data=Data(Path("text8")), model=Word2VecConfig(epochs=4), devices=2),
     ),
     "smoke": (
