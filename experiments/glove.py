@@ -36,11 +36,11 @@ class Config:
 
 PRESETS = {
     "shakespeare": (
-        "38 plays, about half a minute on 2 cores",
+        "38 plays, about 20 seconds on 2 cores",
         Config(model=GloVeConfig(min_count=10, x_max=10.0)),
     ),
     "text8": (
-        "the file text8 here, or --data.path; about 8 minutes on 2 cores",
+        "the file text8 here, or --data.path; about 5 minutes on 2 cores",
         Config(data=Data(Path("text8")), model=GloVeConfig(x_max=10.0, epochs=15)),
     ),
     "smoke": (
