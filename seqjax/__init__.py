@@ -7,6 +7,7 @@ Orbax are imported when they are first used.
 from importlib import import_module as _import_module
 
 from seqjax import cells as cells
+from seqjax import convert as convert
 from seqjax import decoding as decoding
 from seqjax import layers as layers
 from seqjax import losses as losses

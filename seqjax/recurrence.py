@@ -8,17 +8,24 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from seqjax.cells import Cell
-from seqjax.kernels.fused import fused, hybrid
+from seqjax.kernels.fused import fused
+from seqjax.kernels.linear import linear
 from seqjax.kernels.reference import scan
-from seqjax.kernels.rules import choose
+from seqjax.kernels.rules import batches_directions, choose
 from seqjax.kernels.stepping import advance, project
 from seqjax.layers import dropout as apply_dropout
 from seqjax.types import Array, Bool, Float, Int, PRNGKey, PyTree, Scalar
 
-IMPLEMENTATIONS = {"scan": scan, "fused": fused, "hybrid": hybrid}
+
+def _pallas(*arguments):
+    from seqjax.kernels.pallas import pallas
+
+    return pallas(*arguments)
+
+
+IMPLEMENTATIONS = {"scan": scan, "fused": fused, "linear": linear, "pallas": _pallas}
 
 
 def initial_carry(cell: Cell, params, x: Float[Array, "B D"]) -> PyTree:
@@ -67,9 +74,11 @@ def unroll(
       resets: bool [T, B]. True at t clears the carry before step t: the start of a segment, in time order also when
         ``reverse`` is set.
       reverse: start at the last step (of each row's length) and go back; ys stay aligned with xs.
-      implementation: "scan" (plain `lax.scan`, differentiable in every mode), "fused" (hoisted projection, weight
-        gradients outside the loop; reverse mode only), "hybrid" (scan without gradients, fused with them), or None for
-        the fastest by measured rules.
+      implementation: None for the fastest by measured rules, or
+        "scan": plain `lax.scan`, differentiable in every mode, the reference;
+        "fused": hoisted projections, weight gradients outside the loop; reverse mode only, of any order;
+        "linear": for cells with ``linear``, whose steps need no matrix product; reverse mode only, of any order;
+        "pallas": a TPU kernel that keeps the recurrent weights in fast memory; interpreted on a CPU. Not measured yet.
       checkpoint_every: keep only every K-th carry for the backward pass and recompute the steps between: memory
         falls from O(T) to O(T/K + K), time grows by about a third.
       return_carries: also return the carry after each step, leaves [T, B, ...], as ``(carry, ys, carries)``; 0 past
@@ -113,48 +122,18 @@ def _unroll(cell, params, xs, carry, lengths, resets, *, reverse, implementation
         # Cleared before any product: 0 * NaN would poison the weight gradients.
         xs = jnp.where(valid[:, :, None], xs, jnp.zeros_like(xs))
     if resets is not None and reverse:
-        # Going back, the segment that starts at t+1 has just been left when step t is reached.
-        resets = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
-        if valid is not None:
-            resets &= jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])
-
+        resets = _resets_going_back(resets, None if valid is None else jnp.roll(valid, -1, axis=0))
     start = initial_carry(cell, params, xs[0])
-    run = IMPLEMENTATIONS[implementation or choose(params, xs)]
-
-    def segment(carry, inputs):
-        xs, valid, resets = inputs
-        return run(engine, params, start, carry, xs, valid, resets, reverse)
-
-    carry = start if carry is None else carry
-    carry, ys = _in_chunks(segment, carry, (xs, valid, resets), checkpoint_every, reverse)
+    run = IMPLEMENTATIONS[implementation or choose(cell)]
+    carry, ys = run(
+        engine, params, start, start if carry is None else carry, xs, valid, resets, reverse, checkpoint_every
+    )
     ys, carries = ys if return_carries else (ys, None)
     if cell.readout is not None:
         ys = cell.readout(params, ys, project(cell, params, xs))
         if valid is not None:
             ys = jnp.where(valid[:, :, None], ys, jnp.zeros_like(ys))
     return (carry, ys, carries) if return_carries else (carry, ys)
-
-
-def _in_chunks(segment, carry, inputs, every: int | None, reverse: bool):
-    """``segment`` over the whole sequence, or over chunks of ``every`` steps whose insides are recomputed backward."""
-    steps = inputs[0].shape[0]
-    if every is None or every >= steps:
-        return segment(carry, inputs)
-    segment = jax.checkpoint(segment)
-    whole = steps // every * every
-    chunks = jax.tree.map(lambda a: a[:whole].reshape(whole // every, every, *a.shape[1:]), inputs)
-    tail = jax.tree.map(lambda a: a[whole:], inputs)
-    has_tail = whole < steps
-    parts = []
-    if has_tail and reverse:
-        carry, ys = segment(carry, tail)
-        parts = [ys]
-    carry, ys = lax.scan(segment, carry, chunks, reverse=reverse)
-    parts = [jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), ys), *parts]
-    if has_tail and not reverse:
-        carry, ys = segment(carry, tail)
-        parts.append(ys)
-    return carry, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
 @functools.cache
@@ -184,16 +163,46 @@ def bidirectional(
 
     Schuster and Paliwal (1997). The backward direction starts at each row's last step.
     """
-    forward, backward = (None, None) if carry is None else carry
     options = {
         "lengths": lengths,
-        "resets": resets,
         "implementation": implementation,
         "checkpoint_every": checkpoint_every,
     }
-    forward, ys_fwd = unroll(cell, params_fwd, xs, forward, **options)
-    backward, ys_bwd = unroll(cell, params_bwd, xs, backward, reverse=True, **options)
+    if batches_directions():
+        return _both_directions(cell, (params_fwd, params_bwd), xs, carry, resets, options)
+    forward, backward = (None, None) if carry is None else carry
+    forward, ys_fwd = unroll(cell, params_fwd, xs, forward, resets=resets, **options)
+    backward, ys_bwd = unroll(cell, params_bwd, xs, backward, resets=resets, reverse=True, **options)
     return (forward, backward), jnp.concatenate([ys_fwd, ys_bwd], axis=-1)
+
+
+def _both_directions(cell: Cell, params: tuple, xs: Float[Array, "T B D"], carry, resets, options: dict):
+    """Both directions as one batched recurrence, the second over each row's steps in reverse order."""
+    lengths, has_next = options["lengths"], None
+    if lengths is not None:
+        t = jnp.arange(xs.shape[0], dtype=lengths.dtype)[:, None]
+        order = jnp.where(t < lengths[None], lengths[None] - 1 - t, t)
+        has_next = t + 1 < lengths[None]
+
+    def turned(a):
+        if lengths is None:
+            return a[::-1]
+        index = order.reshape(order.shape + (1,) * (a.ndim - 2))
+        return jnp.take_along_axis(a, jnp.broadcast_to(index, a.shape), axis=0)
+
+    if resets is not None:
+        resets = jnp.stack([resets, turned(_resets_going_back(resets, has_next))])
+    run = jax.vmap(lambda params, xs, carry, resets: unroll(cell, params, xs, carry, resets=resets, **options))
+    params, carry = (None if pair is None else jax.tree.map(lambda *p: jnp.stack(p), *pair) for pair in (params, carry))
+    carry, ys = run(params, jnp.stack([xs, turned(xs)]), carry, resets)
+    carry = tuple(jax.tree.map(lambda a, i=i: a[i], carry) for i in (0, 1))
+    return carry, jnp.concatenate([ys[0], turned(ys[1])], axis=-1)
+
+
+def _resets_going_back(resets: Bool[Array, "T B"], has_next: Bool[Array, "T B"] | None) -> Bool[Array, "T B"]:
+    """Going back, the segment that starts at t+1 has just been left when step t is reached."""
+    shifted = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
+    return shifted if has_next is None else shifted & has_next
 
 
 def stack(

@@ -2,8 +2,11 @@
 
 import os
 
-# Before jax starts: one thread an operation, since the tests run in several processes.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
+# Before jax starts: one thread an operation, since the tests run in several processes; and machine code that is not
+# optimised, since compiling takes most of their time. Graphs are optimised as ever.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hypothesis

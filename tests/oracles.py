@@ -41,7 +41,104 @@ def gru_cho(p, carry, x):
     return {"h": h}, h
 
 
-EQUATIONS = {"elman": elman, "lstm": lstm, "gru": gru, "gru_cho": gru_cho}
+def mgu(p, carry, x):
+    h, d_hidden = carry["h"], len(carry["h"])
+    # One matrix over [h, x] for each of f and h̃, as in the paper.
+    w_f = np.concatenate([p["w_h"], p["w_x"][:, :d_hidden]])
+    w_n = np.concatenate([p["w_g"], p["w_x"][:, d_hidden:]])
+    f = sigmoid(np.concatenate([h, x]) @ w_f + p["b"][:d_hidden])
+    candidate = np.tanh(np.concatenate([f * h, x]) @ w_n + p["b"][d_hidden:])
+    h = (1 - f) * h + f * candidate
+    return {"h": h}, h
+
+
+def lstm_peephole(p, carry, x):
+    i, f, g, o = np.split(x @ p["w_x"] + p["b"] + carry["h"] @ p["w_h"], 4)
+    i = sigmoid(i + np.diag(p["p_i"]) @ carry["c"])
+    f = sigmoid(f + np.diag(p["p_f"]) @ carry["c"])
+    c = f * carry["c"] + i * np.tanh(g)
+    o = sigmoid(o + np.diag(p["p_o"]) @ c)
+    h = o * np.tanh(c)
+    return {"h": h, "c": c}, h
+
+
+def layer_norm(x):
+    return (x - np.mean(x)) / np.sqrt(np.var(x) + 1e-5)
+
+
+def lstm_layernorm(p, carry, x):
+    zx = layer_norm(x @ p["w_x"]) * p["g_x"]
+    zh = layer_norm(carry["h"] @ p["w_h"]) * p["g_h"]
+    i, f, g, o = np.split(zx + zh + p["b"], 4)
+    c = sigmoid(f) * carry["c"] + sigmoid(i) * np.tanh(g)
+    h = sigmoid(o) * np.tanh(layer_norm(c) * p["g_c"] + p["b_c"])
+    return {"h": h, "c": c}, h
+
+
+def lstm_coupled(p, carry, x):
+    f, g, o = np.split(x @ p["w_x"] + p["b"] + carry["h"] @ p["w_h"], 3)
+    i = 1 - sigmoid(f)
+    c = sigmoid(f) * carry["c"] + i * np.tanh(g)
+    h = sigmoid(o) * np.tanh(c)
+    return {"h": h, "c": c}, h
+
+
+def indrnn(p, carry, x):
+    h = np.maximum(0, x @ p["w_x"] + p["b"] + p["g_h"] * carry["h"])
+    return {"h": h}, h
+
+
+def min_gru(p, carry, x):
+    z, candidate = np.split(x @ p["w_x"] + p["b"], 2)
+    h = (1 - sigmoid(z)) * carry["h"] + sigmoid(z) * candidate
+    return {"h": h}, h
+
+
+def min_lstm(p, carry, x):
+    f, i, candidate = np.split(x @ p["w_x"] + p["b"], 3)
+    f, i = sigmoid(f), sigmoid(i)
+    h = f / (f + i) * carry["h"] + i / (f + i) * candidate
+    return {"h": h}, h
+
+
+def sru(p, carry, x):
+    f, r, candidate, highway = np.split(x @ p["w_x"] + p["b"], 4)
+    f, r = sigmoid(f), sigmoid(r)
+    c = f * carry["h"] + (1 - f) * candidate
+    return {"h": c}, r * c + (1 - r) * highway
+
+
+def rglru(p, carry, x):
+    r, i, x = np.split(x @ p["w_x"] + p["b"], 3)
+    a = sigmoid(-p["g_a"]) ** (8 * sigmoid(r))  # the paper's a = σ(Λ), with Λ = -g_a
+    h = a * carry["h"] + np.sqrt(1 - a**2) * (sigmoid(i) * x)
+    return {"h": h}, h
+
+
+def lru(p, carry, x):
+    b_re, b_im, skip = np.split(p["w_x"], 3, axis=1)
+    c_re, minus_c_im = np.split(p["w_o"], 2)
+    nu, theta, gamma = np.exp(p["b_nu"]), np.exp(p["b_theta"]), np.exp(p["b_gamma"])
+    state = np.exp(-nu + 1j * theta) * (carry["h"] + 1j * carry["h_imag"]) + gamma * (x @ (b_re + 1j * b_im))
+    return {"h": state.real, "h_imag": state.imag}, np.real(state @ (c_re - 1j * minus_c_im)) + x @ skip
+
+
+EQUATIONS = {
+    "elman": elman,
+    "lstm": lstm,
+    "gru": gru,
+    "gru_cho": gru_cho,
+    "mgu": mgu,
+    "lstm_peephole": lstm_peephole,
+    "lstm_layernorm": lstm_layernorm,
+    "lstm_coupled": lstm_coupled,
+    "indrnn": indrnn,
+    "min_gru": min_gru,
+    "min_lstm": min_lstm,
+    "sru": sru,
+    "rglru": rglru,
+    "lru": lru,
+}
 
 
 def order(length, reverse):

@@ -149,7 +149,8 @@ def test_bfloat16_compute(name):
     _, logits = m.forward(m.params, tokens, whole)
     assert logits.dtype == jnp.bfloat16
     _, expected = exact.forward(m.params, tokens, whole)
-    np.testing.assert_allclose(logits.astype(jnp.float32), expected, atol=0.05)
+    # States of linear cells have no bound, and bfloat16 has a relative precision: so has the tolerance above 1.
+    np.testing.assert_allclose(logits.astype(jnp.float32), expected, atol=0.05 * max(1.0, float(jnp.std(expected))))
     grads = jax.jit(jax.grad(lambda p: jnp.sum(m.apply(p, tokens)[1].astype(jnp.float32) ** 2)))(m.params)
     assert all(leaf.dtype == jnp.float32 and np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
 
@@ -242,7 +243,7 @@ def test_number_of_weights(tied):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cell": "lstmm"}, "model.cell='lstmm' is unknown; choose from elman, gru, gru_cho, lstm"),
+        ({"cell": "lstmm"}, "model.cell='lstmm' is unknown; choose from elman, gru, gru_cho, indrnn"),
         ({"tied": True}, "model.tied needs d_embed = d_hidden, not 128 and 256"),
         ({"d_hidden": 0}, "model.d_hidden=0; it must be at least 1"),
         ({"d_embed": -1}, "model.d_embed=-1; it must be at least 1"),

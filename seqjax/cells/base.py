@@ -16,10 +16,17 @@ class Cell(NamedTuple):
         zh_t = hidden(carry) w_h     the one product inside the loop
         carry, y_t = pointwise(rest, carry, zx_t, zh_t)
 
-    ``rest`` is Params with the matrices ``w_x``, ``w_h``, ``w_g`` set to None, so differentiating ``pointwise`` never
-    touches a matrix. ``pointwise`` holds no matrix product, acts on each batch row alone, works along the last axis
-    and closes over no traced value. A cell with ``second`` has a second product that depends on the first,
-    ``zg = second(rest, carry, zx, zh) w_g``, which ``pointwise`` receives as a fifth argument.
+    ``rest`` is Params with the matrices ``w_x``, ``w_h``, ``w_g``, ``w_o`` set to None, so differentiating
+    ``pointwise`` never touches a matrix. ``pointwise`` holds no matrix product, acts on each batch row alone, works
+    along the last axis and closes over no traced value. A cell with ``second`` has a second product that depends on the
+    first, ``zg = second(rest, carry, zx, zh) w_g``, which ``pointwise`` receives as a fifth argument. A cell without a
+    recurrent matrix has no field ``w_h``, and its zh is None.
+
+    A cell with ``linear`` is linear in its state: ``pointwise`` computes ``h = a h + u`` elementwise and its output is
+    the new state itself. ``linear`` takes one step's zx or a whole sequence's. The carry is one array ``h``, or a real
+    and an imaginary part: then a and u are pairs, the product is that of complex numbers and the output is both parts,
+    one after the other. What else a cell does to its output (a gate, a matrix ``w_o``) is its ``readout``, which sees
+    all steps at once after the loop and whose gradient is plain autodiff.
 
     A Cell is static and hashable: close over it or pass it as a static argument, never as a traced one.
     """
@@ -32,8 +39,8 @@ class Cell(NamedTuple):
     axes: Any  # logical axis names, a PartitionSpec for each field of Params
     project: Callable[..., Array] | None = None  # (params, xs) -> zx; None is xs w_x + b
     second: Callable[..., Array] | None = None  # (rest, carry, zx, zh) -> g, with zg = g w_g
-    linear: Callable[..., Any] | None = None  # (rest, zx) -> (a, u) where the carry is h = a h + u
-    readout: Callable[..., Array] | None = None  # (params, ys, zx) -> ys, after the loop
+    linear: Callable[..., Any] | None = None  # (rest, zx [*T, B, n]) -> (a, u), arrays [*T, B, H] or pairs of them
+    readout: Callable[..., Array] | None = None  # (params, ys [*T, B, n], zx) -> ys [*T, B, H]
 
 
 def rows(vector: Float[Array, "n"], like: Float[Array, "*B n"]) -> Float[Array, "*B n"]:

@@ -1,37 +1,53 @@
-"""``implementation="fused"`` and ``"hybrid"``: hoisted projection and a backward pass with one large product a weight.
+"""``implementation="fused"``: projections by chunks, and a backward pass with one large product a weight and chunk.
 
 Autodiff of a scan multiplies and accumulates every weight gradient inside the reversed loop, T small products each with
-a read and a write of the whole matrix. Here the reversed loop emits only the cotangents of the pre-activations,
-one recurrent product a step, and the weight gradients are one product each after the loop:
+a read and a write of the whole matrix. Here the sequence is cut into chunks. A chunk projects its inputs in one
+product; its reversed loop only finds the cotangents of the pre-activations, with one recurrent product a step; its
+weight gradients are one product each after that loop:
 
-    zx = xs w_x + b                                   before the loop; its gradient is plain autodiff
+    zx = xs w_x + b                                        a chunk at a time
     dcarry, dzx_t, dzh_t = vjp(pointwise)(dcarry, dy_t);   dcarry += vjp(hidden)(dzh_t w_hᵀ)
-    dw_h = Σ_t h_{t-1}ᵀ dzh_t                          after the loop
+    dw_h += Σ_t h_{t-1}ᵀ dzh_t;   dw_x, db, dxs += vjp(project)(dzx)
 
-The derivative of ``pointwise`` is JAX's own, so this serves every cell. Saved for the backward pass: zx, zh and the
-carry before each step.
+The derivative of ``pointwise`` is JAX's own, so this serves every cell. Saved for the backward pass are, for each step,
+the carry before it, zx and zh, or their sum where that is all ``pointwise`` uses: an LSTM saves 6 H numbers for a step
+and a row (h, c and four pre-activations), a GRU 7 H. The cotangents take the place of what was saved. With
+``checkpoint_every`` only the carry before each chunk is saved, and the chunk's forward loop runs again.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.core import Tracer
 
 from seqjax.cells import Cell
-from seqjax.kernels.reference import scan
+from seqjax.kernels.rules import chunk_length
 from seqjax.kernels.stepping import (
+    add_bias,
     advance,
     enter,
+    in_chunks,
     product,
     project,
     recurrent_products,
+    replacing_scan,
     select,
     without_matrices,
     zeros_like,
 )
 from seqjax.types import Array, Bool, Float, PyTree
+
+
+class _Plan(NamedTuple):
+    """What is static about one recurrence."""
+
+    cell: Cell
+    reverse: bool
+    every: int  # steps of a chunk
+    recompute: bool  # save only the carry before each chunk
+    only_sum: bool  # pointwise uses zx + zh and neither alone
 
 
 def fused(
@@ -43,46 +59,17 @@ def fused(
     valid: Bool[Array, "T B"] | None,
     resets: Bool[Array, "T B"] | None,
     reverse: bool,
+    checkpoint_every: int | None = None,
 ):
-    """Project the whole sequence in one product, then run the recurrence with its own derivative."""
-    zx = project(cell, params, xs)
-    _reject_closures(cell, params, carry, zx[0])
-    return _recurrence(cell, reverse, without_matrices(params, "w_x"), start, carry, zx, valid, resets)
+    """Run the recurrence with its own derivative."""
+    zx_t = jax.eval_shape(functools.partial(project, cell), params, xs[0])
+    _reject_closures(cell, params, carry, zx_t)
+    every = chunk_length(xs.shape[0], zx_t.size) if checkpoint_every is None else checkpoint_every
+    plan = _Plan(cell, reverse, every, checkpoint_every is not None, _uses_only_sum(cell, params, carry, zx_t))
+    return _recurrence(plan, params, start, carry, xs, valid, resets)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 7))
-def hybrid(
-    cell: Cell,
-    params,
-    start,
-    carry,
-    xs: Float[Array, "T B D"],
-    valid: Bool[Array, "T B"] | None,
-    resets: Bool[Array, "T B"] | None,
-    reverse: bool,
-):
-    """``scan`` where nothing is differentiated, ``fused`` where something is.
-
-    Without gradients to win, the long buffer of hoisted projections only costs memory traffic.
-    """
-    return scan(cell, params, start, carry, xs, valid, resets, reverse)
-
-
-def _hybrid_fwd(cell, params, start, carry, xs, valid, resets, reverse):
-    def differentiated(params, start, carry, xs):
-        return fused(cell, params, start, carry, xs, valid, resets, reverse)
-
-    return jax.vjp(differentiated, params, start, carry, xs)
-
-
-def _hybrid_bwd(cell, reverse, pull, cotangents):
-    return (*pull(cotangents), None, None)
-
-
-hybrid.defvjp(_hybrid_fwd, _hybrid_bwd)
-
-
-def _reject_closures(cell: Cell, params, carry, zx_t: Float[Array, "B n"]) -> None:
+def _reject_closures(cell: Cell, params, carry, zx_t) -> None:
     """A traced value that a cell's functions close over would get no gradient: say so instead."""
     consts = jax.make_jaxpr(functools.partial(advance, cell))(params, carry, zx_t).consts
     if any(isinstance(const, Tracer) for const in consts):
@@ -93,39 +80,105 @@ def _reject_closures(cell: Cell, params, carry, zx_t: Float[Array, "B n"]) -> No
         )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _recurrence(cell, reverse, params, start, carry, zx, valid, resets):
-    carry, (ys, _) = _forward(cell, reverse, params, start, carry, zx, valid, resets, save=False)
+def _uses_only_sum(cell: Cell, params, carry, zx_t) -> bool:
+    """Whether both products have one and the same cotangent: then ``pointwise`` depends on their sum alone."""
+    zh = jax.eval_shape(lambda carry, zx: recurrent_products(cell, params, carry, zx)[0], carry, zx_t)
+    state = jax.tree.leaves(carry)[0]
+    if cell.second is not None or zh is None or zh.shape != zx_t.shape or state.dtype != zx_t.dtype:
+        return False
+    same = []
+
+    def probe(carry, zx, zh):
+        out, pull = jax.vjp(lambda zx, zh: cell.pointwise(without_matrices(params), carry, zx, zh), zx, zh)
+        dzx, dzh = pull(out)
+        same.append(dzx is dzh)
+
+    jax.eval_shape(probe, carry, zx_t, zh)
+    return same[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recurrence(plan, params, start, carry, xs, valid, resets):
+    def chunk(carry, inputs, _):
+        carry, (ys, _) = _forward(plan, params, start, carry, inputs, save=False)
+        return carry, (ys, None)
+
+    carry, (ys, _) = in_chunks(chunk, carry, (xs, valid, resets), None, plan.every, plan.reverse)
     return carry, ys
 
 
-def _forward(cell, reverse, params, start, carry, zx, valid, resets, *, save):
-    def body(carry, inputs):
-        zx_t, keep, reset = inputs
+def _recurrence_fwd(plan, params, start, carry, xs, valid, resets):
+    def chunk(carry, inputs, _):
+        after, (ys, saved) = _forward(plan, params, start, carry, inputs, save=not plan.recompute)
+        return after, ((ys, saved), carry if plan.recompute else None)
+
+    carry, ((ys, saved), entries) = in_chunks(chunk, carry, (xs, valid, resets), None, plan.every, plan.reverse)
+    return (carry, ys), (params, start, xs, valid, resets, saved, entries)
+
+
+def _forward(plan: _Plan, params, start, carry, inputs, *, save: bool):
+    """One chunk: ``carry, (ys, saved)`` with saved = (carries before, products), time first."""
+    cell, (xs, valid, resets) = plan.cell, inputs
+
+    def body(carry, zx_t, inputs):
+        keep, reset = inputs
         before = enter(start, carry, reset)
         products = recurrent_products(cell, params, before, zx_t)
         after, y = cell.pointwise(without_matrices(params), before, zx_t, *products)
         y = select(keep, y, zeros_like(y))
-        return select(keep, after, carry), (y, (before, products) if save else None)
+        after = select(keep, after, carry)
+        if not save:
+            return after, None, (y, None)
+        if plan.only_sum:
+            return after, zx_t + products[0], (y, (before, ()))
+        return after, None, (y, (before, products))
 
-    return lax.scan(body, carry, (zx, valid, resets), reverse=reverse)
+    zx = project(cell, params, xs) if cell.project else product(xs, params.w_x)
+    carry, zx, (ys, saved) = replacing_scan(
+        body, carry, zx, (valid, resets), plan.reverse, functools.partial(_load, cell, params)
+    )
+    return carry, (ys, (saved[0], (zx, *saved[1])) if save else None)
 
 
-def _recurrence_fwd(cell, reverse, params, start, carry, zx, valid, resets):
-    carry, (ys, saved) = _forward(cell, reverse, params, start, carry, zx, valid, resets, save=True)
-    return (carry, ys), (params, start, zx, valid, resets, saved)
+def _load(cell: Cell, params, zx_t: Float[Array, "B n"]) -> Float[Array, "B n"]:
+    """A step of zx: the default projection adds its bias only here, which spares a pass over the long buffer."""
+    return zx_t if cell.project else add_bias(params, zx_t)
 
 
-def _recurrence_bwd(cell, reverse, residuals, cotangents):
-    params, start, zx, valid, resets, (befores, products) = residuals
+def _recurrence_bwd(plan: _Plan, residuals, cotangents):
+    params, start, xs, valid, resets, saved, entries = residuals
     dcarry, dys = cotangents
+    like = jax.tree.leaves(dcarry)[0]
     # A row of its own for every parameter vector: their gradients add up elementwise inside the loop and are reduced
     # over the batch once, after it (and over devices, where the batch is sharded).
-    rest_rows, sum_rows = jax.vjp(lambda rest: jax.tree.map(lambda v: _rows(v, zx[0]), rest), without_matrices(params))
+    rest_rows, sum_rows = jax.vjp(lambda rest: jax.tree.map(lambda v: _rows(v, like), rest), without_matrices(params))
 
-    def body(state, inputs):
+    def chunk(state, inputs, entry):
+        state, dparams = state
+        inputs, saved, dys = inputs
+        if plan.recompute:
+            _, (_, saved) = _forward(plan, params, start, entry, inputs, save=True)
+        state, more, dxs = _backward(plan, params, rest_rows, state, inputs, saved, dys)
+        return (state, _add(dparams, more)), (dxs, None)
+
+    state = ((dcarry, zeros_like(rest_rows), zeros_like(start)), zeros_like(params))
+    inputs = ((xs, valid, resets), saved, dys)
+    state, (dxs, _) = in_chunks(chunk, state, inputs, entries, plan.every, not plan.reverse)
+    (dcarry, drest, dstart), dparams = state
+    dparams = jax.tree.map(lambda d, more: d if more is None else d + more, dparams, *sum_rows(drest))
+    return dparams, dstart, dcarry, dxs, None, None
+
+
+def _backward(plan: _Plan, params, rest_rows, state, inputs, saved, dys):
+    """One chunk, back in time: the loop's state, the gradients of the matrices and of ``project``, and dxs."""
+    cell, (xs, valid, resets), (befores, products) = plan.cell, inputs, saved
+
+    w_h_transposed = None if getattr(params, "w_h", None) is None else params.w_h.T
+
+    def body(state, products, inputs):
         dcarry, drest, dstart = state
-        dy, before, zx_t, products, keep, reset = inputs
+        dy, before, keep, reset = inputs
+        zx_t, *products = (products[0], zeros_like(products[0])) if plan.only_sum else products
         dafter = select(keep, dcarry, zeros_like(dcarry))
         dy = select(keep, dy, zeros_like(dy))
 
@@ -140,33 +193,54 @@ def _recurrence_bwd(cell, reverse, residuals, cotangents):
             g = g.astype(zx_t.dtype)
         if dzh is not None:
             h, pull = jax.vjp(cell.hidden, before)
-            dbefore = _add(dbefore, pull(product(dzh, params.w_h.T).astype(h.dtype))[0])
+            dbefore = _add(dbefore, pull(product(dzh, w_h_transposed).astype(h.dtype))[0])
         if reset is not None:
             dstart = _add(dstart, select(reset, dbefore, zeros_like(dbefore)))
             dbefore = select(reset, zeros_like(dbefore), dbefore)
-        # Where pointwise only adds zx and zh, both cotangents are one array: write it to memory once.
-        emitted = (None if dzx is dzh else dzx, dzh, dzg, g)
-        return (select(keep, dbefore, dcarry), drest, dstart), emitted
+        dproducts = (dzx,) if plan.only_sum else (dzx, dzh, *dzg)
+        return (select(keep, dbefore, dcarry), drest, dstart), dproducts, g
 
-    state = (dcarry, zeros_like(rest_rows), zeros_like(start))
-    inputs = (dys, befores, zx, products, valid, resets)
-    (dcarry, drest, dstart), (dzx, dzh, dzg, gs) = lax.scan(body, state, inputs, reverse=not reverse)
+    inputs = (dys, befores, valid, resets)
 
-    (dparams,) = sum_rows(drest)
+    def load(products):
+        zx, *others = products
+        return products if plan.only_sum else (_load(cell, params, zx), *others)
+
+    state, (dzx, *others), gs = replacing_scan(body, state, products, inputs, not plan.reverse, load)
+    dzh, *dzg = (dzx,) if plan.only_sum else others
+
+    dparams, dxs = _projection_gradients(cell, params, xs, dzx)
     if dzh is not None:
-        hs = jax.vmap(cell.hidden)(befores).astype(zx.dtype)
+        hs = jax.vmap(cell.hidden)(befores).astype(xs.dtype)
         dparams = dparams._replace(w_h=_weight_gradient(hs, params.w_h, dzh))
     if cell.second is not None:
         dparams = dparams._replace(w_g=_weight_gradient(gs, params.w_g, dzg[0]))
-    return dparams, dstart, dcarry, dzh if dzx is None else dzx, None, None
+    return state, dparams, dxs
 
 
 _recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 
+def _projection_gradients(cell: Cell, params, xs: Float[Array, "T B D"], dzx: Float[Array, "T B n"]):
+    """The gradients of params and xs through ``project``."""
+    flat = _flat(xs)
+    _, pull = jax.vjp(functools.partial(project, cell), params, flat)
+    dparams, dxs = pull(dzx.reshape(flat.shape[:-1] + dzx.shape[-1:]))
+    return dparams, dxs.reshape(xs.shape)
+
+
 def _weight_gradient(left, w: Float[Array, "n m"], cotangent: Float[Array, "T B m"]):
     """dw = Σ_tb leftᵀ cotangent, as JAX transposes the product: right under shard_map and Explicit meshes too."""
-    return jax.vjp(lambda w: product(left, w), w)[1](cotangent)[0]
+    left = _flat(left)
+    return jax.vjp(lambda w: product(left, w), w)[1](cotangent.reshape(left.shape[:-1] + cotangent.shape[-1:]))[0]
+
+
+def _flat(a: Float[Array, "T B n"]) -> Float[Array, "*TB n"]:
+    """Steps and rows as one axis where rows lie on one CPU: two, XLA:CPU transposes in memory to contract them."""
+    spec = jax.typeof(a).sharding.spec
+    if jax.default_backend() != "cpu" or any(axis is not None for axis in spec):
+        return a
+    return a.reshape(-1, a.shape[-1])
 
 
 def _rows(vector: Float[Array, "*n"], like: Float[Array, "B m"]) -> Float[Array, "B *n"]:

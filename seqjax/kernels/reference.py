@@ -1,9 +1,10 @@
 """``implementation="scan"``: a plain `lax.scan` over single steps with plain autodiff. Slow, obvious, never deleted."""
 
+import jax
 from jax import lax
 
 from seqjax.cells import Cell
-from seqjax.kernels.stepping import advance, enter, project, select, zeros_like
+from seqjax.kernels.stepping import advance, enter, in_chunks, project, select, zeros_like
 from seqjax.types import Array, Bool, Float
 
 
@@ -16,6 +17,7 @@ def scan(
     valid: Bool[Array, "T B"] | None,
     resets: Bool[Array, "T B"] | None,
     reverse: bool,
+    checkpoint_every: int | None = None,
 ):
     """Project, multiply and apply ``pointwise`` one step at a time; differentiable in every mode."""
 
@@ -24,4 +26,13 @@ def scan(
         after, y = advance(cell, params, enter(start, carry, reset), project(cell, params, x))
         return select(keep, after, carry), select(keep, y, zeros_like(y))
 
-    return lax.scan(body, carry, (xs, valid, resets), reverse=reverse)
+    if checkpoint_every is None:
+        return lax.scan(body, carry, (xs, valid, resets), reverse=reverse)
+
+    @jax.checkpoint
+    def chunk(carry, inputs, _):
+        carry, ys = lax.scan(body, carry, inputs, reverse=reverse)
+        return carry, (ys, None)
+
+    carry, (ys, _) = in_chunks(chunk, carry, (xs, valid, resets), None, checkpoint_every, reverse)
+    return carry, ys

@@ -2,22 +2,32 @@
 
 import jax
 
-from seqjax.types import Array, Float
+from seqjax.cells import Cell
 
 
-def choose(params, xs: Float[Array, "T B D"]) -> str:
-    """The name of the fastest implementation for this backend and shape.
+def choose(cell: Cell) -> str:
+    """The implementation that was fastest, forward and backward, on the CPU and on a GPU (H100)."""
+    return "fused" if cell.linear is None else "linear"
 
-    On the CPU "fused" saves the in-loop traffic of the weight gradients, (D + H) G H numbers a step, and pays with
-    sequence-long buffers of pre-activations, B G H numbers a step: with gradients it wins where D + H is large beside
-    B. Without gradients it wins only where the weights outweigh the batch by far, or are too large for the caches. On
-    a GPU or TPU fewer and larger operations should win throughout; that has not been measured.
+
+def unroll(steps: int) -> int:
+    """Steps of "fused" in one iteration of the compiled loop: on a GPU an iteration costs as much as a step."""
+    return min(16, steps) if jax.default_backend() == "gpu" else 1
+
+
+def batches_directions() -> bool:
+    """Whether both directions of a bidirectional layer run as one batched loop: where a step's cost is its launches."""
+    return jax.default_backend() != "cpu"
+
+
+def chunk_length(steps: int, size: int) -> int:
+    """Steps of a chunk of "fused", a divisor of ``steps`` if one is near; a step has ``size`` pre-activations.
+
+    On a CPU a chunk of zx takes at most 4 MiB in float32, which the caches keep. A GPU or TPU takes the whole sequence
+    at once: fewer and larger operations.
     """
     if jax.default_backend() != "cpu":
-        return "fused"
-    w_h = getattr(params, "w_h", None)
-    batch, d_in = xs.shape[1:]
-    d_hidden, width = (0, 0) if w_h is None else w_h.shape
-    if d_in + d_hidden < 32 * batch:
-        return "scan"
-    return "fused" if d_in + d_hidden >= 128 * batch or width >= 2048 else "hybrid"
+        return steps
+    most = max(1, min(steps, 2**20 // size))
+    divisors = [every for every in range(1, most + 1) if steps % every == 0]
+    return divisors[-1] if 2 * divisors[-1] >= most else most
