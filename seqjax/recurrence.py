@@ -122,7 +122,7 @@ def _unroll(cell, params, xs, carry, lengths, resets, *, reverse, implementation
         # Cleared before any product: 0 * NaN would poison the weight gradients.
         xs = jnp.where(valid[:, :, None], xs, jnp.zeros_like(xs))
     if resets is not None and reverse:
-        resets = _resets_going_back(resets, None if valid is None else jnp.roll(valid, -1, axis=0))
+        resets = _resets_going_back(resets, lengths)
     start = initial_carry(cell, params, xs[0])
     run = IMPLEMENTATIONS[implementation or choose(cell)]
     carry, ys = run(
@@ -178,31 +178,34 @@ def bidirectional(
 
 def _both_directions(cell: Cell, params: tuple, xs: Float[Array, "T B D"], carry, resets, options: dict):
     """Both directions as one batched recurrence, the second over each row's steps in reverse order."""
-    lengths, has_next = options["lengths"], None
-    if lengths is not None:
-        t = jnp.arange(xs.shape[0], dtype=lengths.dtype)[:, None]
-        order = jnp.where(t < lengths[None], lengths[None] - 1 - t, t)
-        has_next = t + 1 < lengths[None]
-
-    def turned(a):
-        if lengths is None:
-            return a[::-1]
-        index = order.reshape(order.shape + (1,) * (a.ndim - 2))
-        return jnp.take_along_axis(a, jnp.broadcast_to(index, a.shape), axis=0)
-
+    lengths = options["lengths"]
     if resets is not None:
-        resets = jnp.stack([resets, turned(_resets_going_back(resets, has_next))])
+        resets = jnp.stack([resets, _turned(_resets_going_back(resets, lengths), lengths)])
+    weights, carries = (
+        None if pair is None else jax.tree.map(lambda *p: jnp.stack(p), *pair) for pair in (params, carry)
+    )
     run = jax.vmap(lambda params, xs, carry, resets: unroll(cell, params, xs, carry, resets=resets, **options))
-    params, carry = (None if pair is None else jax.tree.map(lambda *p: jnp.stack(p), *pair) for pair in (params, carry))
-    carry, ys = run(params, jnp.stack([xs, turned(xs)]), carry, resets)
-    carry = tuple(jax.tree.map(lambda a, i=i: a[i], carry) for i in (0, 1))
-    return carry, jnp.concatenate([ys[0], turned(ys[1])], axis=-1)
+    carries, ys = run(weights, jnp.stack([xs, _turned(xs, lengths)]), carries, resets)
+    forward, backward = (jax.tree.map(lambda a, i=i: a[i], carries) for i in (0, 1))
+    return (forward, backward), jnp.concatenate([ys[0], _turned(ys[1], lengths)], axis=-1)
 
 
-def _resets_going_back(resets: Bool[Array, "T B"], has_next: Bool[Array, "T B"] | None) -> Bool[Array, "T B"]:
+def _turned(a: Array, lengths: Int[Array, "B"] | None) -> Array:
+    """Each row's steps, up to its length, in reverse order; a [T, B, ...]."""
+    if lengths is None:
+        return a[::-1]
+    t = jnp.arange(a.shape[0], dtype=lengths.dtype)[:, None]
+    order = jnp.where(t < lengths[None], lengths[None] - 1 - t, t)
+    order = order.reshape(order.shape + (1,) * (a.ndim - 2))
+    return jnp.take_along_axis(a, jnp.broadcast_to(order, a.shape), axis=0)
+
+
+def _resets_going_back(resets: Bool[Array, "T B"], lengths: Int[Array, "B"] | None) -> Bool[Array, "T B"]:
     """Going back, the segment that starts at t+1 has just been left when step t is reached."""
     shifted = jnp.concatenate([resets[1:], jnp.zeros_like(resets[:1])])
-    return shifted if has_next is None else shifted & has_next
+    if lengths is None:
+        return shifted
+    return shifted & (jnp.arange(1, len(resets) + 1, dtype=lengths.dtype)[:, None] < lengths[None])
 
 
 def stack(

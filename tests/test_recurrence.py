@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from pathlib import Path
 
 import jax
@@ -403,6 +404,36 @@ def test_fused_loops_hold_one_product_a_stage(cell):
     bodies = list(scan_bodies(jax.make_jaxpr(gradient)(params, xs, carry).jaxpr))
     # The projections and weight gradients stand outside: the five steps are one chunk.
     assert [products(body) for body in bodies] == [stages, stages]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_compiled_loops_are_one_product_and_copy_no_sequence(name):
+    steps, cell = 64, seqjax.CELLS[name]
+    params = cell.init(jax.random.key(0), H, H)
+    xs = jnp.ones((steps, B, H))
+    gradient = jax.grad(lambda params, xs: jnp.sum(seqjax.unroll(cell, params, xs)[1] ** 2), argnums=(0, 1))
+    text = jax.jit(gradient).lower(params, xs).compile().as_text()
+    bodies = [text.partition(f"\n%{body} (")[2].partition("\n}")[0] for body in re.findall(r"body=%([\w.\-]+)", text)]
+    assert len(bodies) == 2  # forward and backward
+    for body in bodies:
+        instructions = body.splitlines()
+        assert sum(" dot(" in line or "ynn_fusion(" in line or "kind=kCustom" in line for line in instructions) == 1
+        assert not [line for line in instructions if re.search(rf"= f32\[{steps},[^(]* (copy|transpose)\(", line)]
+        # Gates, state and output, and the reads and writes of one row of each sequence.
+        assert sum(" fusion(" in line for line in instructions) <= 16
+
+
+@pytest.mark.fast
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["lstm", "gru_cho"])
+@pytest.mark.parametrize("row", [(0, 0, 0, 0, 0), (1, 1, 1, 1, 0)], ids=str)
+def test_the_program_of_a_gpu(name, row, monkeypatch):
+    jax.clear_caches()  # before and after: the backend is no part of their keys
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    check(seqjax.CELLS[name], "fused", row)
+    monkeypatch.undo()
+    jax.clear_caches()
 
 
 @each_implementation

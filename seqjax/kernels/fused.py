@@ -172,8 +172,7 @@ def _recurrence_bwd(plan: _Plan, residuals, cotangents):
 def _backward(plan: _Plan, params, rest_rows, state, inputs, saved, dys):
     """One chunk, back in time: the loop's state, the gradients of the matrices and of ``project``, and dxs."""
     cell, (xs, valid, resets), (befores, products) = plan.cell, inputs, saved
-
-    w_h_transposed = None if getattr(params, "w_h", None) is None else params.w_h.T
+    w_h_transposed: PyTree = None if getattr(params, "w_h", None) is None else params.w_h.T
 
     def body(state, products, inputs):
         dcarry, drest, dstart = state

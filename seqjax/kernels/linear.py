@@ -181,8 +181,8 @@ def associative(a: PyTree, u: PyTree, h0: PyTree, reverse: bool, adjoint: bool) 
     """All steps as a tree of products of the maps h -> a h + u, which starts from u_0 + a_0 h0."""
     if reverse:
         a, u = jax.tree.map(lambda x: x[::-1], (a, u))
+    final = _conj(jax.tree.map(lambda x: x[-1], a))
     if adjoint:  # y_t = u_t + conj(a_{t-1}) y_{t-1}, with factor 1 before h0
-        final = _conj(jax.tree.map(lambda x: x[-1], a))
         ones = _ones_like(jax.tree.map(lambda x: x[:1], a))
         a = jax.tree.map(lambda one, x: jnp.concatenate([one, x[:-1]]), ones, _conj(a))
     first = _times(jax.tree.map(lambda x: x[0], a), h0)

@@ -66,7 +66,9 @@ def recurrent_products(cell: Cell, params, carry, zx: Float[Array, "B n"]) -> tu
     return zh, product(g.astype(zx.dtype), params.w_g)
 
 
-def replacing_scan(body, state: PyTree, rows: PyTree, inputs: PyTree, reverse: bool, load=lambda row: row):
+def replacing_scan(
+    body, state: PyTree, rows: PyTree, inputs: PyTree, reverse: bool, load=lambda row: row
+) -> tuple[PyTree, PyTree, PyTree]:
     """``state, row, out = body(state, load(row), inputs_t)`` for each step: ``state, rows, outs``, each row replaced.
 
     A new row None leaves the rows as they are.
@@ -101,7 +103,7 @@ def replacing_scan(body, state: PyTree, rows: PyTree, inputs: PyTree, reverse: b
     return state, rows, outs
 
 
-def in_chunks(run, state: PyTree, inputs: PyTree, marks: PyTree, every: int, reverse: bool):
+def in_chunks(run, state: PyTree, inputs: PyTree, marks: PyTree, every: int, reverse: bool) -> tuple[PyTree, PyTree]:
     """Run over chunks of ``every`` steps and a shorter last one: ``state, (outs, mark) = run(state, inputs, mark)``.
 
     Leaves of ``inputs`` and ``outs`` have a row for each step, ``marks`` one for each chunk.
