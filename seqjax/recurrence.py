@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from seqjax.cells import Cell
 from seqjax.kernels.fused import fused
 from seqjax.kernels.linear import linear
+from seqjax.kernels.noise import factors, noisy
 from seqjax.kernels.reference import scan
 from seqjax.kernels.rules import batches_directions, choose
 from seqjax.kernels.stepping import advance, project
@@ -59,6 +60,9 @@ def unroll(
     implementation: str | None = None,
     checkpoint_every: int | None = None,
     return_carries: bool = False,
+    zoneout: Scalar = 0.0,
+    h_mask: Float[Array, "B H"] | None = None,
+    key: PRNGKey | None = None,
 ):
     """Run ``cell`` over a sequence: xs [T, B, D] -> ``(carry, ys)`` with ys [T, B, H].
 
@@ -83,6 +87,11 @@ def unroll(
         falls from O(T) to O(T/K + K), time grows by about a third.
       return_carries: also return the carry after each step, leaves [T, B, ...], as ``(carry, ys, carries)``; 0 past
         a row's length, as ys are.
+      zoneout: the rate at which each number of the carry keeps its value of the step before (Krueger et al., 2017);
+        may be traced. Drawn from ``key``; without a key, the mean of what would be drawn.
+      h_mask: factors [B, H] on what the recurrent matrix multiplies, the same at every step: recurrent dropout (Gal and
+        Ghahramani, 2016) with ``jax.random.bernoulli(key, keep, (B, H)) / keep``.
+      key: randomness of zoneout.
 
     Raises:
       ValueError: a shape or option that does not fit, named with its value and the remedy.
@@ -95,6 +104,9 @@ def unroll(
     ((7, 2, 5), (2, 5))
     """
     _check(params, xs, lengths, resets, implementation, checkpoint_every)
+    zoned = not (isinstance(zoneout, (int, float)) and zoneout == 0)
+    if (zoned or h_mask is not None) and implementation == "linear":
+        raise ValueError("implementation='linear' has neither zoneout nor h_mask; use 'fused' or None.")
     return _unroll(
         cell,
         params,
@@ -102,6 +114,9 @@ def unroll(
         carry,
         lengths,
         resets,
+        zoneout if zoned else None,
+        h_mask,
+        key,
         reverse=reverse,
         implementation=implementation,
         checkpoint_every=checkpoint_every,
@@ -111,29 +126,51 @@ def unroll(
 
 # jit, so that a call outside of jit compiles once and not at every call; inside jit it is inlined.
 @functools.partial(jax.jit, static_argnames=("cell", "reverse", "implementation", "checkpoint_every", "return_carries"))
-def _unroll(cell, params, xs, carry, lengths, resets, *, reverse, implementation, checkpoint_every, return_carries):
-    steps = xs.shape[0]
-    engine = cell
-    if return_carries:
-        engine = cell._replace(pointwise=_emitting_carry(cell.pointwise))
+def _unroll(
+    cell,
+    params,
+    xs,
+    carry,
+    lengths,
+    resets,
+    zoneout,
+    h_mask,
+    key,
+    *,
+    reverse,
+    implementation,
+    checkpoint_every,
+    return_carries,
+):
     valid = None
     if lengths is not None:
-        valid = jnp.arange(steps, dtype=lengths.dtype)[:, None] < lengths[None, :]
+        valid = jnp.arange(xs.shape[0], dtype=lengths.dtype)[:, None] < lengths[None, :]
         # Cleared before any product: 0 * NaN would poison the weight gradients.
         xs = jnp.where(valid[:, :, None], xs, jnp.zeros_like(xs))
     if resets is not None and reverse:
         resets = _resets_going_back(resets, lengths)
+
     start = initial_carry(cell, params, xs[0])
-    run = IMPLEMENTATIONS[implementation or choose(cell)]
-    carry, ys = run(
-        engine, params, start, start if carry is None else carry, xs, valid, resets, reverse, checkpoint_every
-    )
+    before = start if carry is None else carry
+    engine, inputs = cell, xs
+    if zoneout is not None or h_mask is not None:
+        z = [] if zoneout is None else [factors(zoneout, key, xs, start)]
+        engine = noisy(cell, sum(a.shape[-1] for a in z), h_mask is not None)
+        inputs = jnp.concatenate([xs, *z], axis=-1)
+    if h_mask is not None:
+        start, before = (start, h_mask), (before, h_mask)
+    run = IMPLEMENTATIONS[implementation or choose(engine)]
+    if return_carries:
+        engine = engine._replace(pointwise=_emitting_carry(engine.pointwise))
+    after, ys = run(engine, params, start, before, inputs, valid, resets, reverse, checkpoint_every)
     ys, carries = ys if return_carries else (ys, None)
     if cell.readout is not None:
         ys = cell.readout(params, ys, project(cell, params, xs))
         if valid is not None:
             ys = jnp.where(valid[:, :, None], ys, jnp.zeros_like(ys))
-    return (carry, ys, carries) if return_carries else (carry, ys)
+    if h_mask is not None:
+        after, carries = after[0], carries and carries[0]
+    return (after, ys, carries) if return_carries else (after, ys)
 
 
 @functools.cache

@@ -568,6 +568,68 @@ def test_initial_eigenvalues():
     assert all(np.all(np.isfinite(leaf)) for leaf in disc)
 
 
+@pytest.mark.usefixtures("x64")
+@each_implementation
+@pytest.mark.parametrize("name", ["lstm", "gru_cho", "min_gru"])
+@pytest.mark.parametrize(("drawn", "masked"), [(True, True), (False, False), (None, True)])
+def test_zoneout_and_recurrent_dropout_equal_a_loop(name, implementation, drawn, masked):
+    """drawn: zoneout with a key, by its mean, or none."""
+    cell = seqjax.CELLS[name]
+    params, xs, carry, weights = problem(cell, jnp.float64)
+    rng = np.random.default_rng(2)
+    h_mask = jnp.asarray(rng.random((B, H)) < 0.7, jnp.float64) / 0.7 if masked else None
+    key, rate = (jax.random.key(1) if drawn else None), 0.0 if drawn is None else 0.3
+    lengths, resets = jnp.asarray(LENGTHS), jnp.asarray(rng.random((T, B)) < 0.3)
+    size = sum(leaf.shape[-1] for leaf in jax.tree.leaves(carry))
+    z = jnp.full((T, B, size), rate)
+    if drawn:
+        z = jax.random.bernoulli(key, z.astype(jnp.float32)).astype(z.dtype)
+
+    def ours(params, xs, carry):
+        return seqjax.unroll(
+            cell,
+            params,
+            xs,
+            carry,
+            lengths=lengths,
+            resets=resets,
+            implementation=implementation,
+            checkpoint_every=2,
+            zoneout=rate,
+            h_mask=h_mask,
+            key=key,
+        )
+
+    def loop(params, xs, carry):
+        start, ys = seqjax.initial_carry(cell, params, xs[0]), []
+        masked_cell = cell if h_mask is None else cell._replace(hidden=lambda c: c.h * h_mask)
+        for t in range(T):
+            before = jax.tree.map(lambda s, c, t=t: jnp.where(resets[t][:, None], s, c), start, carry)
+            after, _ = seqjax.step(masked_cell, params, before, xs[t])
+            parts = iter(jnp.split(z[t], len(before), axis=-1))
+            after = jax.tree.map(lambda b, a, parts=parts: a + next(parts) * (b - a), before, after)
+            keep = (t < lengths)[:, None]
+            carry = jax.tree.map(lambda a, c, keep=keep: jnp.where(keep, a, c), after, carry)
+            ys.append(jnp.where(keep, after.h, jnp.zeros_like(after.h)))
+        return carry, jnp.stack(ys)
+
+    close(value_and_gradients(ours, weights, params, xs, carry), gradients_of(loop, weights)(params, xs, carry), 1e-10)
+
+
+def test_zoneout_of_one_keeps_the_state_and_its_rate_may_be_traced(key):
+    params, xs, carry, _ = problem(elman.CELL, jnp.float32)
+    run = functools.partial(seqjax.unroll, elman.CELL, params, xs, carry, return_carries=True)
+    final, ys, carries = jax.jit(lambda rate: run(zoneout=rate, key=key, h_mask=jnp.ones((B, H))))(1.0)
+    close((final, ys[2], carries.h[1]), (carry, carry.h, carry.h), 1e-6)
+    low = seqjax.unroll(elman.CELL, params, xs.astype(jnp.bfloat16), zoneout=0.1, key=key)
+    assert low[1].dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="'linear' has neither zoneout nor h_mask"):
+        seqjax.unroll(seqjax.CELLS["min_gru"], params, xs, zoneout=0.1, implementation="linear")
+    lru = seqjax.CELLS["lru"]
+    with pytest.raises(ValueError, match="output of cell 'lru' is not its hidden state"):
+        seqjax.unroll(lru, problem(lru, jnp.float32)[0], xs, zoneout=0.1)
+
+
 def test_closing_over_a_traced_value():
     params, xs, _, _ = problem(elman.CELL, jnp.float32)
 
