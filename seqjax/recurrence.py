@@ -78,13 +78,14 @@ def unroll(
       resets: bool [T, B]. True at t clears the carry before step t: the start of a segment, in time order also when
         ``reverse`` is set.
       reverse: start at the last step (of each row's length) and go back; ys stay aligned with xs.
-      implementation: None for the fastest by measured rules, or
+      implementation: None to choose by measured rules, or
         "scan": plain `lax.scan`, differentiable in every mode, the reference;
         "fused": hoisted projections, weight gradients outside the loop; reverse mode only, of any order;
         "linear": for cells with ``linear``, whose steps need no matrix product; reverse mode only, of any order;
-        "pallas": a TPU kernel that keeps the recurrent weights in fast memory; interpreted on a CPU. Not measured yet.
+        "pallas": a TPU kernel that keeps the recurrent weights in fast memory; interpreted on a CPU. First derivatives
+        only. It has not been measured.
       checkpoint_every: keep only every K-th carry for the backward pass and recompute the steps between: memory
-        falls from O(T) to O(T/K + K), time grows by about a third.
+        falls from O(T) to O(T/K + K), but for the inputs of a ``readout``; time grows by a third to a half.
       return_carries: also return the carry after each step, leaves [T, B, ...], as ``(carry, ys, carries)``; 0 past
         a row's length, as ys are.
       zoneout: the rate at which each number of the carry keeps its value of the step before (Krueger et al., 2017);
@@ -142,7 +143,7 @@ def _unroll(
     checkpoint_every,
     return_carries,
 ):
-    valid = None
+    lengths, valid = _within(lengths, xs.shape[0]), None
     if lengths is not None:
         valid = jnp.arange(xs.shape[0], dtype=lengths.dtype)[:, None] < lengths[None, :]
         # Cleared before any product: 0 * NaN would poison the weight gradients.
@@ -152,6 +153,7 @@ def _unroll(
 
     start = initial_carry(cell, params, xs[0])
     before = start if carry is None else carry
+    _check_carry(cell, params, before, start, h_mask)
     engine, inputs = cell, xs
     if zoneout is not None or h_mask is not None:
         z = [] if zoneout is None else [factors(zoneout, key, xs, start)]
@@ -205,7 +207,8 @@ def bidirectional(
         "implementation": implementation,
         "checkpoint_every": checkpoint_every,
     }
-    if batches_directions():
+    alike = jax.tree.map(jnp.shape, params_fwd) == jax.tree.map(jnp.shape, params_bwd)
+    if alike and batches_directions():
         return _both_directions(cell, (params_fwd, params_bwd), xs, carry, resets, options)
     forward, backward = (None, None) if carry is None else carry
     forward, ys_fwd = unroll(cell, params_fwd, xs, forward, resets=resets, **options)
@@ -215,7 +218,7 @@ def bidirectional(
 
 def _both_directions(cell: Cell, params: tuple, xs: Float[Array, "T B D"], carry, resets, options: dict):
     """Both directions as one batched recurrence, the second over each row's steps in reverse order."""
-    lengths = options["lengths"]
+    lengths = _within(options["lengths"], xs.shape[0])
     if resets is not None:
         resets = jnp.stack([resets, _turned(_resets_going_back(resets, lengths), lengths)])
     weights, carries = (
@@ -289,6 +292,30 @@ def stack(
     return tuple(after), xs
 
 
+def _within(lengths: Int[Array, "B"] | None, steps: int) -> Int[Array, "B"] | None:
+    """Lengths as int32, which also counts the steps of long sequences, and none beyond the sequence."""
+    return None if lengths is None else jnp.clip(lengths.astype(jnp.int32), 0, steps)
+
+
+def _check_carry(cell: Cell, params, carry: PyTree, start: PyTree, h_mask) -> None:
+    """Reject a carry or a mask that is not made for these inputs."""
+
+    def form(tree):
+        return jax.tree.map(lambda leaf: f"{jnp.asarray(leaf).dtype}{list(jnp.shape(leaf))}", tree)
+
+    if jax.tree.structure(carry) != jax.tree.structure(start) or form(carry) != form(start):
+        raise ValueError(
+            f"carry is {form(carry)}; with these params and xs it must be {form(start)}, as initial_carry makes it and "
+            "unroll returns it."
+        )
+    if h_mask is not None:
+        h = cell.hidden(start)
+        if getattr(params, "w_h", None) is None:
+            raise ValueError(f"cell {cell.name!r} has no recurrent matrix w_h for h_mask to act on; leave it out.")
+        if h_mask.shape != h.shape:
+            raise ValueError(f"h_mask has shape {list(h_mask.shape)}; it must be {list(h.shape)}, as the hidden state.")
+
+
 def _check(params, xs, lengths, resets, implementation, checkpoint_every) -> None:
     """Reject what cannot work, before JAX fails somewhere inside."""
     if xs.ndim != 3:
@@ -303,6 +330,8 @@ def _check(params, xs, lengths, resets, implementation, checkpoint_every) -> Non
     w_x = getattr(params, "w_x", None)
     if w_x is not None and w_x.shape[0] != size:
         raise ValueError(f"xs has {size} features, but w_x has {w_x.shape[0]} rows; call cell.init(key, {size}, …).")
+    if lengths is not None and not hasattr(lengths, "shape"):
+        raise ValueError(f"lengths is a {type(lengths).__name__}; pass jnp.asarray(lengths).")
     if lengths is not None and (lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, jnp.integer)):
         raise ValueError(f"lengths is {lengths.dtype}{list(lengths.shape)}; it must be integers of shape [{batch}].")
     if resets is not None and (resets.shape != (steps, batch) or resets.dtype != jnp.bool_):

@@ -54,14 +54,14 @@ def init(
 ) -> Params:
     """Eigenvalues uniform on the ring r_min <= |λ| <= r_max with phases in [0, max_phase); γ = √(1 - |λ|²).
 
-    B, C and the skip are Glorot-scaled, so that h and y have the variance of x. The defaults are the paper's; for long
-    sequences it takes r_min near 0.9, r_max near 0.999 and max_phase near π / 10.
+    B, C and the skip are scaled by their fan-in, so that h and C h have the variance of x. The defaults are the
+    paper's; for long sequences it takes r_min near 0.9, r_max near 0.999 and max_phase near π / 10.
     """
     key_x, key_o, key_nu, key_theta = jax.random.split(key, 4)
-    tiny = jnp.finfo(dtype).eps  # keeps the logarithms finite
-    squared_radius = r_min**2 + (r_max**2 - r_min**2) * jax.random.uniform(key_nu, (d_hidden,), dtype, minval=tiny)
-    nu = -0.5 * jnp.log(jnp.minimum(squared_radius, 1 - tiny))
-    theta = jax.random.uniform(key_theta, (d_hidden,), dtype, minval=tiny, maxval=max_phase)
+    eps = jnp.finfo(dtype).eps  # keeps the logarithms finite
+    squared_radius = r_min**2 + (r_max**2 - r_min**2) * jax.random.uniform(key_nu, (d_hidden,), dtype, minval=eps)
+    nu = -0.5 * jnp.log(jnp.minimum(squared_radius, 1 - eps))
+    theta = jax.random.uniform(key_theta, (d_hidden,), dtype, minval=eps, maxval=max_phase)
     # B has two parts of half the variance each.
     w_x = input_matrix(key_x, d_in, d_hidden, 3, dtype).at[:, : 2 * d_hidden].multiply(0.5**0.5)
     return Params(

@@ -25,6 +25,7 @@ from jax.core import Tracer
 from seqjax.cells import Cell
 from seqjax.kernels.rules import chunk_length
 from seqjax.kernels.stepping import (
+    add,
     add_bias,
     advance,
     enter,
@@ -81,20 +82,17 @@ def _reject_closures(cell: Cell, params, carry, zx_t) -> None:
 
 
 def _uses_only_sum(cell: Cell, params, carry, zx_t) -> bool:
-    """Whether both products have one and the same cotangent: then ``pointwise`` depends on their sum alone."""
+    """Whether ``pointwise`` adds zx and zh and uses neither again."""
     zh = jax.eval_shape(lambda carry, zx: recurrent_products(cell, params, carry, zx)[0], carry, zx_t)
     state = jax.tree.leaves(carry)[0]
     if cell.second is not None or zh is None or zh.shape != zx_t.shape or state.dtype != zx_t.dtype:
         return False
-    same = []
-
-    def probe(carry, zx, zh):
-        out, pull = jax.vjp(lambda zx, zh: cell.pointwise(without_matrices(params), carry, zx, zh), zx, zh)
-        dzx, dzh = pull(out)
-        same.append(dzx is dzh)
-
-    jax.eval_shape(probe, carry, zx_t, zh)
-    return same[0]
+    jaxpr = jax.make_jaxpr(functools.partial(cell.pointwise, without_matrices(params)))(carry, zx_t, zh).jaxpr
+    both = {id(variable) for variable in jaxpr.invars[-2:]}
+    uses = [equation for equation in jaxpr.eqns if both & {id(variable) for variable in equation.invars}]
+    adds = [equation for equation in uses if equation.primitive.name == "add"]
+    results = {id(variable) for variable in jaxpr.outvars}
+    return len(uses) == len(adds) == 1 and {id(variable) for variable in adds[0].invars} == both and not both & results
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -159,7 +157,7 @@ def _recurrence_bwd(plan: _Plan, residuals, cotangents):
         if plan.recompute:
             _, (_, saved) = _forward(plan, params, start, entry, inputs, save=True)
         state, more, dxs = _backward(plan, params, rest_rows, state, inputs, saved, dys)
-        return (state, _add(dparams, more)), (dxs, None)
+        return (state, add(dparams, more)), (dxs, None)
 
     state = ((dcarry, zeros_like(rest_rows), zeros_like(start)), zeros_like(params))
     inputs = ((xs, valid, resets), saved, dys)
@@ -183,18 +181,18 @@ def _backward(plan: _Plan, params, rest_rows, state, inputs, saved, dys):
 
         _, pull = jax.vjp(_by_row(cell.pointwise), rest_rows, before, zx_t, *products)
         drest_t, dbefore, dzx, dzh, *dzg = pull((dafter, dy))
-        drest = _add(drest, drest_t)
+        drest = add(drest, drest_t)
         g = None
         if cell.second is not None:
             g, pull = jax.vjp(_by_row(cell.second), rest_rows, before, zx_t, products[0])
             more = pull(product(dzg[0], params.w_g.T).astype(g.dtype))
-            drest, dbefore, dzx, dzh = _add((drest, dbefore, dzx, dzh), more)
+            drest, dbefore, dzx, dzh = add((drest, dbefore, dzx, dzh), more)
             g = g.astype(zx_t.dtype)
         if dzh is not None:
             h, pull = jax.vjp(cell.hidden, before)
-            dbefore = _add(dbefore, pull(product(dzh, w_h_transposed).astype(h.dtype))[0])
+            dbefore = add(dbefore, pull(product(dzh, w_h_transposed).astype(h.dtype))[0])
         if reset is not None:
-            dstart = _add(dstart, select(reset, dbefore, zeros_like(dbefore)))
+            dstart = add(dstart, select(reset, dbefore, zeros_like(dbefore)))
             dbefore = select(reset, zeros_like(dbefore), dbefore)
         dproducts = (dzx,) if plan.only_sum else (dzx, dzh, *dzg)
         return (select(keep, dbefore, dcarry), drest, dstart), dproducts, g
@@ -257,7 +255,3 @@ def _by_row(function):
         return jax.tree.map(lambda a: a[:, 0], jax.vmap(function)(rest, *single))
 
     return mapped
-
-
-def _add(a: PyTree, b: PyTree) -> PyTree:
-    return jax.tree.map(jnp.add, a, b)

@@ -6,9 +6,9 @@ The derivative is the same recurrence run backwards, so it is written as one, wi
 
 Complex states are pairs (re, im) of real arrays: XLA compiles loops over complex numbers slowly, and TPUs have none.
 
-How it runs: on a GPU a step of a loop costs a launch or two whatever its size, and ``lax.associative_scan`` is ten
+How it runs: on a GPU a step of a loop costs a launch or two whatever its size, and ``lax.associative_scan`` was eight
 times faster than a loop over chunks. On the CPU XLA compiles the loop into one function that costs some ten
-nanoseconds a step, and time goes into memory: one plain loop reads a and u once and wins at every shape measured
+nanoseconds a step, and time goes into memory: one plain loop reads a and u once
 (``experiments/bench/linear_recurrence.py``).
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from seqjax.cells import Cell
-from seqjax.kernels.stepping import in_chunks, project, replacing_scan, without_matrices
+from seqjax.kernels.stepping import add, in_chunks, project, replacing_scan, without_matrices
 from seqjax.types import Array, Bool, Float, PyTree
 
 Sequences = Float[Array, "T *B H"] | tuple[Float[Array, "T *B H"], Float[Array, "T *B H"]]
@@ -95,8 +95,9 @@ def linear(
 
     rest = without_matrices(params)
     zx = project(cell, params, xs)
-    a, u = jax.tree.map(lambda leaf: leaf.astype(carry[0].dtype), cell.linear(rest, zx))
-    first, h0 = (tuple(c) if isinstance(u, tuple) else c[0] for c in (start, carry))
+    leaves, form = jax.tree.flatten(carry)
+    a, u = jax.tree.map(lambda leaf: leaf.astype(leaves[0].dtype), cell.linear(rest, zx))
+    first, h0 = (tuple(c) if isinstance(u, tuple) else c[0] for c in (jax.tree.leaves(start), leaves))
     if resets is not None:
         restart = add(_times(a, jax.tree.map(lambda s, u: jnp.broadcast_to(s, u.shape), first, u)), u)
         u = _where(resets, restart, u)
@@ -106,11 +107,11 @@ def linear(
         u = _where(valid, u, jax.tree.map(jnp.zeros_like, u))
 
     hs = linear_recurrence(a, u, h0, reverse=reverse, run=run)
-    hs = type(carry)(*(hs if isinstance(hs, tuple) else (hs,)))
+    hs = jax.tree.unflatten(form, hs if isinstance(hs, tuple) else (hs,))
     last = jax.tree.map(lambda h: h[0] if reverse else h[-1], hs)
     if valid is not None:
         hs = _where(valid, hs, jax.tree.map(jnp.zeros_like, hs))
-    ys = jnp.concatenate(hs, axis=-1).astype(zx.dtype)
+    ys = jnp.concatenate(jax.tree.leaves(hs), axis=-1).astype(zx.dtype)
     # ``unroll(return_carries=True)`` asks for the carries by a pointwise that emits (y, carry).
     emitted = jax.eval_shape(cell.pointwise, rest, carry, zx[0], None)[1]
     return last, (ys, hs) if isinstance(emitted, tuple) else ys
@@ -207,11 +208,6 @@ def _conj(a: PyTree) -> PyTree:
 
 def _ones_like(a: PyTree) -> PyTree:
     return (jnp.ones_like(a[0]), jnp.zeros_like(a[1])) if isinstance(a, tuple) else jnp.ones_like(a)
-
-
-def add(a: PyTree, b: PyTree) -> PyTree:
-    """The sum, leaf by leaf."""
-    return jax.tree.map(jnp.add, a, b)
 
 
 def _where(mask: Bool[Array, "T B"], new: PyTree, old: PyTree) -> PyTree:

@@ -28,8 +28,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from seqjax.cells import Cell
 from seqjax.cells.base import state_dtype
-from seqjax.kernels.linear import add, linear, recomputed, step
-from seqjax.kernels.stepping import product, project, without_matrices, zeros_like
+from seqjax.kernels.linear import linear, recomputed, step
+from seqjax.kernels.stepping import add, product, project, without_matrices, zeros_like
 from seqjax.types import Array, Bool, Float, PyTree
 
 STREAM_BYTES = 4 << 20  # VMEM for one block of time of all streamed arrays, of which the pipeline holds two
@@ -48,7 +48,7 @@ def pallas(
     checkpoint_every: int | None = None,
 ):
     """Project the whole sequence in one product, then run the recurrence as a kernel."""
-    _check(carry)
+    _check(carry, xs.dtype)
     if cell.linear is not None:
         run = diagonal_recurrence
         return linear(cell, params, start, carry, xs, valid, resets, reverse, checkpoint_every, run=run)
@@ -62,15 +62,16 @@ def pallas(
     return _recurrence(cell, reverse, *vary((without_matrices(params, "w_x"), start, carry)), zx, masks)
 
 
-def _check(carry: PyTree) -> None:
+def _check(carry: PyTree, dtype) -> None:
     """Reject backends, shapes and shardings for which Pallas has nothing, or nothing but an obscure error."""
     backend, state = jax.default_backend(), jax.tree.leaves(carry)[0]
     if backend not in ("cpu", "tpu"):
         raise ValueError(f"implementation='pallas' is for TPUs, not for {backend!r}; use implementation='fused'.")
-    if backend == "tpu" and (state.shape[0] % 8 or state.shape[1] % 128):
+    rows = 32 // jnp.dtype(dtype).itemsize
+    if state.size == 0 or (backend == "tpu" and (state.shape[0] % rows or state.shape[1] % 128)):
         raise ValueError(
-            f"the state [B, H] is {list(state.shape)}; on a TPU implementation='pallas' needs B to be a multiple of 8 "
-            "and H of 128; use implementation='fused'."
+            f"the state [B, H] is {list(state.shape)}; on a TPU implementation='pallas' needs B to be a multiple of "
+            f"{rows} and H of 128, and nowhere may they be 0; use implementation='fused'."
         )
     if any(axis is not None for axis in jax.typeof(state).sharding.spec):
         raise ValueError(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from seqjax.cells import Cell
-from seqjax.kernels.rules import unroll
+from seqjax.kernels.rules import steps_per_iteration
 from seqjax.types import Array, Bool, Float, PyTree
 
 MATRICES = ("w_x", "w_h", "w_g", "w_o")
@@ -43,6 +43,11 @@ def select(mask: Bool[Array, "B"] | None, new: PyTree, old: PyTree) -> PyTree:
 def zeros_like(tree: PyTree) -> PyTree:
     """A tree of zeros of the same types."""
     return jax.tree.map(jnp.zeros_like, tree)
+
+
+def add(a: PyTree, b: PyTree) -> PyTree:
+    """Two trees, added leaf by leaf."""
+    return jax.tree.map(jnp.add, a, b)
 
 
 def enter(start: PyTree, carry: PyTree, reset: Bool[Array, "B"] | None) -> PyTree:
@@ -85,7 +90,8 @@ def replacing_scan(
             state, *outs = body(state, load(row), inputs)
             return state, outs
 
-        state, (replaced, outs) = lax.scan(plain, state, (rows, inputs), reverse=reverse, unroll=unroll(_length(rows)))
+        unroll = steps_per_iteration(_length(rows))
+        state, (replaced, outs) = lax.scan(plain, state, (rows, inputs), reverse=reverse, unroll=unroll)
         return state, rows if replaced is None else replaced, outs
     steps = _length(rows)
 
