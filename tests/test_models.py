@@ -35,9 +35,10 @@ MODELS = {
     for cell in seqjax.CELLS
     for tied in (False, True)
     for n_layers in (1, 2)
+    if cell == "lstm" or (n_layers == 2 and not tied)
 }
-# Every cell, and every value of the options; the rest of the product is left to the full run.
-QUICK = ("rnn_lm-lstm-1", "rnn_lm-lstm-tied-2", "rnn_lm-gru-2", "rnn_lm-gru_cho-1", "rnn_lm-elman-tied-1")
+# A few cells, and every value of the options; the rest is left to the full run.
+QUICK = ("rnn_lm-lstm-1", "rnn_lm-lstm-tied-2", "rnn_lm-gru-2", "rnn_lm-gru_cho-2", "rnn_lm-elman-2")
 
 
 def each(quick):
@@ -179,7 +180,7 @@ def test_overfits_a_toy_batch(name):
 
     @jax.jit
     def run(state, hyper):
-        return jax.lax.scan(lambda state, _: train_step(state, tokens, hyper), state, None, length=150)
+        return jax.lax.scan(lambda state, _: train_step(state, tokens, hyper), state, None, length=250)
 
     _, metrics = run(start(0), train.Hyper(lr=0.03))
     total, weight = metrics["loss"]
@@ -190,7 +191,7 @@ def test_overfits_a_toy_batch(name):
     assert not np.any(metrics["skipped"][0])
 
 
-@each(("rnn_lm-elman-1",))
+@each(("rnn_lm-elman-2",))
 def test_a_vmapped_study_is_single_runs(name):
     """Three seeds, each with hyperparameters of its own, in one program."""
     train_step, start, tokens = memorise(name)
