@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from seqjax.cells import Cell
-from seqjax.kernels.stepping import add, in_chunks, project, replacing_scan, without_matrices
+from seqjax.kernels.stepping import add, project, recomputed, replacing_scan, without_matrices
 from seqjax.types import Array, Bool, Float, PyTree
 
 Sequences = Float[Array, "T *B H"] | tuple[Float[Array, "T *B H"], Float[Array, "T *B H"]]
@@ -115,18 +115,6 @@ def linear(
     # ``unroll(return_carries=True)`` asks for the carries by a pointwise that emits (y, carry).
     emitted = jax.eval_shape(cell.pointwise, rest, carry, zx[0], None)[1]
     return last, (ys, hs) if isinstance(emitted, tuple) else ys
-
-
-def recomputed(whole: Callable, carry: PyTree, inputs: tuple, every: int, reverse: bool):
-    """``whole(carry, *inputs, reverse)`` in chunks of ``every`` steps, each run again in the backward pass."""
-
-    @jax.checkpoint
-    def chunk(carry, inputs, _):
-        carry, ys = whole(carry, *inputs, reverse)
-        return carry, (ys, None)
-
-    carry, (ys, _) = in_chunks(chunk, carry, inputs, None, every, reverse)
-    return carry, ys
 
 
 def _apply(run: Callable, a: PyTree, u: PyTree, h0: PyTree, reverse: bool, adjoint: bool) -> tuple[PyTree, PyTree]:

@@ -28,8 +28,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from seqjax.cells import Cell
 from seqjax.cells.base import state_dtype
-from seqjax.kernels.linear import linear, recomputed, step
-from seqjax.kernels.stepping import add, product, project, without_matrices, zeros_like
+from seqjax.kernels.linear import linear, step
+from seqjax.kernels.stepping import add, product, project, recomputed, without_matrices, zeros_like
 from seqjax.types import Array, Bool, Float, PyTree
 
 STREAM_BYTES = 4 << 20  # VMEM for one block of time of all streamed arrays, of which the pipeline holds two

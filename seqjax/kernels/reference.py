@@ -1,10 +1,11 @@
 """``implementation="scan"``: a plain `lax.scan` over single steps with plain autodiff. Slow, obvious, never deleted."""
 
-import jax
+import functools
+
 from jax import lax
 
 from seqjax.cells import Cell
-from seqjax.kernels.stepping import advance, enter, in_chunks, project, select, zeros_like
+from seqjax.kernels.stepping import advance, enter, project, recomputed, select, zeros_like
 from seqjax.types import Array, Bool, Float
 
 
@@ -26,13 +27,8 @@ def scan(
         after, y = advance(cell, params, enter(start, carry, reset), project(cell, params, x))
         return select(keep, after, carry), select(keep, y, zeros_like(y))
 
-    if checkpoint_every is None:
-        return lax.scan(body, carry, (xs, valid, resets), reverse=reverse)
-
-    @jax.checkpoint
-    def chunk(carry, inputs, _):
-        carry, ys = lax.scan(body, carry, inputs, reverse=reverse)
-        return carry, (ys, None)
-
-    carry, (ys, _) = in_chunks(chunk, carry, (xs, valid, resets), None, checkpoint_every, reverse)
-    return carry, ys
+    if checkpoint_every is not None:
+        return recomputed(
+            functools.partial(scan, cell, params, start), carry, (xs, valid, resets), checkpoint_every, reverse
+        )
+    return lax.scan(body, carry, (xs, valid, resets), reverse=reverse)

@@ -144,5 +144,17 @@ def in_chunks(run, state: PyTree, inputs: PyTree, marks: PyTree, every: int, rev
     return state, jax.tree.map(lambda *a: jnp.concatenate(a), *parts)
 
 
+def recomputed(whole, carry: PyTree, inputs: tuple, every: int, reverse: bool):
+    """``whole(carry, *inputs, reverse)`` in chunks of ``every`` steps, each run again in the backward pass."""
+
+    @jax.checkpoint
+    def chunk(carry, inputs, _):
+        carry, ys = whole(carry, *inputs, reverse)
+        return carry, (ys, None)
+
+    carry, (ys, _) = in_chunks(chunk, carry, inputs, None, every, reverse)
+    return carry, ys
+
+
 def _length(tree: PyTree) -> int:
     return jax.tree.leaves(tree)[0].shape[0]
