@@ -6,11 +6,14 @@ Orbax are imported when they are first used.
 
 from importlib import import_module as _import_module
 
+from seqjax import attention as attention
 from seqjax import cells as cells
 from seqjax import convert as convert
 from seqjax import decoding as decoding
 from seqjax import layers as layers
 from seqjax import losses as losses
+from seqjax import normalization as normalization
+from seqjax import positions as positions
 from seqjax.cells import CELLS as CELLS
 from seqjax.cells import Cell as Cell
 from seqjax.recurrence import bidirectional as bidirectional

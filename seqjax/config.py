@@ -32,6 +32,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 import jax
 
 from seqjax.errors import InputError
+from seqjax.memory import keep_freed_memory
 
 RUNS = Path("runs")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqjax")
@@ -81,6 +82,7 @@ def run_experiment(
     In a program of several processes, ``jax.distributed.initialize`` comes before this function, and all processes get
     the same ``--run``.
     """
+    keep_freed_memory()
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = commands or {}
     if clash := {"train", *commands} & set(presets):
@@ -236,7 +238,7 @@ def _parse_train(name, presets, preset, text, args):
     if {"-h", "--help"} & set(args):
         prog += " [train] [PRESET]"
     Options = make_dataclass("Options", [*places, ("settings", Annotated[type(start), tyro.conf.arg(name="")], start)])
-    config = _tyro(Options, prog, text, args, [*(place for place, *_ in places), *_names(type(start))]).settings
+    config = _tyro(Options, prog, text, args, [*(place for place, *_ in places), *_names(type(start), start)]).settings
 
     if saved is not None:
         _check_equal(directory, saved, config)
@@ -288,11 +290,20 @@ def _one_line_errors():
         raise InputError(" ".join(paragraph.replace("│", " ").split()) or box.getvalue()) from None
 
 
-def _names(kind):
-    """The names of the options that set a configuration of type ``kind``."""
+def _names(kind, start=None):
+    """The names of the options that set a configuration of type ``kind``; ``start`` decides unions."""
     kinds = typing.get_type_hints(kind)
-    nested = {name: _names(kinds[name]) if _is_struct(kinds[name]) else [] for name in _fields(kind)}
-    return [path for name, inner in nested.items() for path in ([f"{name}.{x}" for x in inner] or [name])]
+    paths = []
+    for name in _fields(kind):
+        value = getattr(start, name, None)
+        inner = type(value) if _is_struct(value) else kinds[name]
+        paths += [f"{name}.{x}" for x in _names(inner, value)] if _is_struct(inner) else [name]
+    return paths
+
+
+def _members(kind):
+    """The types of a union; of any other type, itself."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def _overview(description, presets, commands):
@@ -372,7 +383,7 @@ def _to_json(value, name):
 def _from_json(value, kind, name) -> Any:
     """The value of type `kind` that `_to_json` wrote as `value`; `name` is where it stands in the file."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
+    if len(_members(kind)) > 1:
         return _from_union(value, args, name)
     if origin is Literal:
         if any(type(value) is type(choice) and value == choice for choice in args):
@@ -397,8 +408,10 @@ def _from_json(value, kind, name) -> Any:
 
 
 def _from_union(value, kinds, name):
-    if sum(map(_is_struct, kinds)) > 1:
-        raise TypeError(f"{name}: a saved configuration does not tell the members of {kinds} apart; use a preset each")
+    structs = [kind for kind in kinds if _is_struct(kind)]
+    if len(structs) > 1 and isinstance(value, dict):
+        # What was saved has all fields of its type.
+        kinds = [max(structs, key=lambda kind: len(value.keys() & _fields(kind)))]
     errors = []
     # None first: a message then tells what the other member expects.
     for kind in sorted(kinds, key=lambda kind: kind is not types.NoneType):

@@ -64,7 +64,7 @@ def filter_logits(
     >>> print(filter_logits(jnp.array([1.0, 4.0, 3.0, 2.0]), temperature=0.5, top_k=2))
     [-inf   8.   6. -inf]
     """
-    _check_options(logits.shape[:-1], temperature, top_k, top_p, min_p)
+    check_options(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, rows=logits.shape[:-1])
     logits = _lift(logits)
     ids = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
 
@@ -93,6 +93,35 @@ def filter_logits(
         least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(column(min_p, logits.dtype))
         logits = jnp.where(logits >= least, logits, -jnp.inf)
     return logits
+
+
+def check_options(
+    *,
+    temperature: Option = None,
+    top_k: Option = None,
+    top_p: Option = None,
+    min_p: Option = None,
+    rows: tuple[int, ...] = (),
+) -> None:
+    """Raise InputError for an option of `filter_logits` out of range, or neither a scalar nor of the shape ``rows``.
+
+    A traced value passes. For whoever wants to refuse before a model is loaded.
+    """
+    valid = {
+        "temperature": (temperature, lambda x: x >= 0, "at least 0 (0 takes the likeliest token)"),
+        "top_k": (top_k, lambda x: (x >= 1) & (x == np.floor(x)), "at least 1 and whole (None keeps all tokens)"),
+        "top_p": (top_p, lambda x: (x > 0) & (x <= 1), "above 0 and at most 1 (None keeps all tokens)"),
+        "min_p": (min_p, lambda x: (x >= 0) & (x <= 1), "from 0 to 1 (None keeps all tokens)"),
+    }
+    for name, (value, holds, domain) in valid.items():
+        if value is None:
+            continue
+        if np.shape(value) not in ((), rows):
+            raise InputError(
+                f"{name} must be a scalar or have the shape {rows}, one for each row, not {np.shape(value)}"
+            )
+        if not isinstance(value, Tracer) and not np.all(holds(np.asarray(value))):
+            raise InputError(f"{name}={value}; it must be {domain}.")
 
 
 def sample(
@@ -140,7 +169,7 @@ def sample(
     [5 2] [4. 1.]
     """
     _check_loop(logits, max_length, eos)
-    _check_options(logits.shape[:-1], temperature, top_k, top_p, min_p)
+    check_options(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, rows=logits.shape[:-1])
     # One type for each, so that 1, 1.0 and numpy's numbers share a compiled program.
     options = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
     options = {name: None if value is None else jnp.asarray(value, jnp.float32) for name, value in options.items()}
@@ -220,21 +249,3 @@ def _check_loop(logits, max_length, eos):
         raise InputError(f"max_length must be at least 1, not {max_length}")
     if eos is not None and not 0 <= eos < logits.shape[-1]:
         raise InputError(f"eos must be a token id in [0, {logits.shape[-1]}), not {eos}; None never stops early")
-
-
-def _check_options(rows: tuple[int, ...], temperature, top_k, top_p, min_p):
-    valid = {
-        "temperature": (temperature, lambda x: x >= 0, "at least 0 (0 takes the argmax, 1 leaves the model as it is)"),
-        "top_k": (top_k, lambda x: (x >= 1) & (x == np.floor(x)), "an integer, at least 1 (None keeps all tokens)"),
-        "top_p": (top_p, lambda x: (x > 0) & (x <= 1), "in (0, 1] (None keeps all tokens)"),
-        "min_p": (min_p, lambda x: (x >= 0) & (x <= 1), "in [0, 1] (None keeps all tokens)"),
-    }
-    for name, (value, holds, domain) in valid.items():
-        if value is None:
-            continue
-        if np.shape(value) not in ((), rows):
-            raise InputError(
-                f"{name} must be a scalar or have the shape {rows}, one for each row, not {np.shape(value)}"
-            )
-        if not isinstance(value, Tracer) and not np.all(holds(np.asarray(value))):
-            raise InputError(f"{name} must be {domain}, not {value}")

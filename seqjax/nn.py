@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqjax.cells import Cell
+from seqjax.layers import affine
 from seqjax.recurrence import initial_carry, stack
 from seqjax.types import Array, Bool, Float, Int, Params, PRNGKey, PyTree, Scalar
 
@@ -56,7 +57,7 @@ class Embed(nnx.Module):
 
     def attend(self, h: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """h wᵀ: the scores of all tokens, with the table as output matrix (Press and Wolf, 2017)."""
-        return h @ self.w.get_value().T.astype(h.dtype)
+        return affine(h, self.w.get_value().T)
 
 
 class Dense(nnx.Module):
@@ -68,8 +69,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
         """The affine map, in the dtype of x."""
-        y = x @ self.w.get_value().astype(x.dtype)
-        return y + jnp.broadcast_to(self.b.get_value().astype(y.dtype), y.shape)
+        return affine(x, self.w.get_value(), self.b.get_value())
 
 
 class Recurrent(nnx.Module):
@@ -88,6 +88,8 @@ class Recurrent(nnx.Module):
         lengths: Int[Array, "B"] | None = None,
         resets: Bool[Array, "B T"] | None = None,
         dropout: Scalar = 0.0,
+        variational: bool = False,
+        weight_drop: float = 0.0,
         key: PRNGKey | None = None,
         implementation: str | None = None,
     ) -> tuple[tuple, Float[Array, "B T H"]]:
@@ -100,6 +102,8 @@ class Recurrent(nnx.Module):
             lengths=lengths,
             resets=None if resets is None else resets.T,
             dropout=dropout,
+            variational=variational,
+            weight_drop=weight_drop,
             key=key,
             implementation=implementation,
         )

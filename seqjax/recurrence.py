@@ -255,6 +255,8 @@ def stack(
     carry: Sequence[PyTree] | None = None,
     *,
     dropout: Scalar = 0.0,
+    variational: bool = False,
+    weight_drop: float = 0.0,
     key: PRNGKey | None = None,
     lengths: Int[Array, "B"] | None = None,
     resets: Bool[Array, "T B"] | None = None,
@@ -267,7 +269,10 @@ def stack(
       layers: one Params for each layer, the lowest first.
       dropout: rate between layers (Zaremba et al., 2014: never on the recurrent path); may be traced. It acts only
         where ``key`` is given.
-      key: randomness of the dropout; None evaluates without it.
+      variational: draw one mask a sequence, the same at every step (Gal and Ghahramani, 2016).
+      weight_drop: rate of dropout on ``w_h`` of every layer, drawn once a call (Merity et al., 2018); a Python number,
+        for cells that have ``w_h``. It acts only where ``key`` is given.
+      key: randomness of both; None evaluates without them.
 
     The other arguments are those of ``unroll``.
     """
@@ -277,7 +282,11 @@ def stack(
     after = []
     for depth, (params, before) in enumerate(zip(layers, carries, strict=True)):
         if depth > 0 and key is not None:
-            xs = apply_dropout(jax.random.fold_in(key, depth), xs, dropout)
+            xs = apply_dropout(jax.random.fold_in(key, depth), xs, dropout, shared_axis=0 if variational else None)
+        if weight_drop > 0 and key is not None:
+            # Numbers after those of the masks between layers.
+            key_w = jax.random.fold_in(key, len(layers) + depth)
+            params = params._replace(w_h=apply_dropout(key_w, params.w_h, weight_drop))
         layer_carry, xs = unroll(
             cell,
             params,

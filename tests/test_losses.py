@@ -1,5 +1,8 @@
+import functools
+
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import optax
 import pytest
@@ -7,7 +10,17 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from seqjax.errors import InputError
-from seqjax.losses import bits, cross_entropy, perplexity
+from seqjax.losses import (
+    adaptive_cross_entropy,
+    adaptive_log_probs,
+    bits,
+    cross_entropy,
+    init_adaptive,
+    log_uniform,
+    nce,
+    perplexity,
+    sampled_softmax,
+)
 
 
 @pytest.fixture
@@ -152,3 +165,137 @@ def test_bad_input(logits, targets, where, message):
 def test_units():
     np.testing.assert_allclose(bits(jnp.log(jnp.array([2.0, 4.0]))), [1, 2], rtol=1e-6)
     np.testing.assert_allclose(perplexity(jnp.log(jnp.array([2.0, 9.0]))), [2, 9], rtol=1e-6)
+
+
+def test_zipfian_ids_are_drawn_with_the_probabilities_they_come_with(key):
+    ids, log_q = log_uniform(key, 6, 20_000)
+    np.testing.assert_allclose(np.exp(log_q).sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.bincount(ids, minlength=6) / 20_000, np.exp(log_q), atol=0.012)
+
+
+@pytest.fixture
+def words(key):
+    """Hidden states of tokens, a table of 7 words, a bias, and targets."""
+    keys = jax.random.split(key, 4)
+    hidden, table = jax.random.normal(keys[0], (4, 5, 3)), jax.random.normal(keys[1], (7, 3))
+    return hidden, table, jax.random.normal(keys[2], (7,)), jax.random.randint(keys[3], (4, 5), 0, 7)
+
+
+@pytest.mark.parametrize("where", ["all", "weights"])
+def test_sampled_softmax_of_all_words_is_the_softmax(words, where):
+    hidden, table, bias, targets = words
+    where = jnp.asarray(WHERES[where])
+
+    def sampled(hidden, table, bias):
+        log_q = jnp.full(7, -jnp.log(7.0))
+        return sampled_softmax(hidden, table, targets, jnp.arange(7), log_q=log_q, bias=bias, where=where)[0]
+
+    def full(hidden, table, bias):
+        logits = hidden @ table.T
+        return cross_entropy(logits + jnp.broadcast_to(bias, logits.shape), targets, where=where)[0]
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(hidden, table, bias) for loss in (sampled, full)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+def test_sampled_softmax_tends_to_the_softmax(words, key):
+    hidden, table, bias, _ = words
+    hidden, target = hidden[0, 0], jnp.array(2)
+    negatives, log_q = log_uniform(key, 7, 100_000)
+
+    def sampled(hidden):
+        return sampled_softmax(hidden, table, target, negatives, log_q=log_q, bias=bias)[0]
+
+    found = jax.jit(jax.value_and_grad(sampled))(hidden)
+    expected = jax.value_and_grad(lambda hidden: cross_entropy(table @ hidden + bias, target)[0])(hidden)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.02), found, expected)
+
+
+def test_noise_contrastive_estimation_is_at_rest_where_scores_are_log_probabilities():
+    p, counts = np.array([0.5, 0.3, 0.2], np.float32), np.array([2, 5, 1])
+    negatives, log_q = jnp.asarray(np.repeat(np.arange(3), counts)), jnp.asarray(np.log(counts / 8), jnp.float32)
+
+    def loss(bias, p):
+        hidden, table = jnp.zeros((3, 2)), jnp.ones((3, 2))
+        return nce(hidden, table, jnp.arange(3), negatives, log_q=log_q, bias=bias, where=p)[0]
+
+    gradient = jax.jit(jax.grad(loss))
+    np.testing.assert_allclose(gradient(jnp.log(p), p), np.zeros(3), atol=1e-6)
+    assert jnp.abs(gradient(jnp.log(p), np.roll(p, 1))).min() > 0.01
+
+
+def test_noise_contrastive_estimation_equals_a_loop(words):
+    hidden, table, bias, targets = words
+    negatives, log_q = jnp.array([3, 0, 3, 6]), jnp.log(jnp.arange(1, 8) / 28)
+    where = WHERES["weights"]
+    total, weight = nce(hidden, table, targets, negatives, log_q=log_q, bias=bias, where=jnp.asarray(where))
+
+    def log_sigmoid(word, index, sign):
+        delta = float(hidden[index] @ table[word] + bias[word]) - np.log(4 * np.exp(float(log_q[word])))
+        return -np.log1p(np.exp(-sign * delta))
+
+    expected = 0.0
+    for index in np.ndindex(*targets.shape):
+        loss = -log_sigmoid(targets[index], index, 1) - sum(log_sigmoid(k, index, -1) for k in negatives.tolist())
+        expected += where[index] * loss
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    np.testing.assert_allclose(weight, where.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [sampled_softmax, nce])
+def test_sampled_losses_with_masked_and_wrong_targets(words, loss):
+    hidden, table, bias, targets = words
+    keep, log_q = jnp.asarray(WHERES["mask"]), jnp.full(7, -jnp.log(7.0))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def run(hidden, table, targets):
+        return loss(hidden, table, targets, jnp.array([1, 5]), log_q=log_q, bias=bias, where=keep)[0]
+
+    found = run(jnp.where(keep[..., None], hidden, jnp.nan), table, jnp.where(keep, targets, -100))
+    jax.tree.map(np.testing.assert_array_equal, found, run(hidden, table, targets))
+    for target in (-1, 7):
+        assert jnp.isnan(run(hidden, table, targets.at[0, 1].set(target))[0])
+    with pytest.raises(InputError, match="negatives must be integers"):
+        loss(hidden, table, targets, jnp.ones(2), log_q=log_q)
+    with pytest.raises(InputError, match=r"log_q \(3,\)"):
+        loss(hidden, table, targets, jnp.arange(2), log_q=jnp.zeros(3))
+
+
+CUTOFFS = (3, 5, 11)
+
+
+@pytest.mark.usefixtures("x64")
+def test_adaptive_softmax(key):
+    keys = jax.random.split(key, 3)
+    params = init_adaptive(keys[0], 8, CUTOFFS, ratio=2, dtype=jnp.float64)
+    assert [tail.w_down.shape for tail in params.tails] == [(8, 4), (8, 2)]
+    hidden, targets = jax.random.normal(keys[1], (4, 5, 8), jnp.float64), jax.random.randint(keys[2], (4, 5), 0, 11)
+    where = jnp.asarray(WHERES["weights"], jnp.float64)
+
+    @jax.jit
+    def loss(params, hidden, targets):
+        return adaptive_cross_entropy(params, hidden, targets, cutoffs=CUTOFFS, where=where)
+
+    log_p = adaptive_log_probs(params, hidden, cutoffs=CUTOFFS)
+    np.testing.assert_allclose(np.exp(log_p).sum(-1), np.ones((4, 5)), rtol=1e-12)
+    expected = sum(-where[i] * log_p[i][targets[i]] for i in np.ndindex(4, 5))
+    np.testing.assert_allclose(loss(params, hidden, targets), (expected, where.sum()), rtol=1e-12)
+    jax.test_util.check_grads(lambda *a: loss(*a, targets)[0], (params, hidden), order=1, modes="rev", rtol=1e-6)
+
+    # where[0, 0] is 0
+    spoilt = loss(params, hidden.at[0, 0].set(jnp.nan), targets.at[0, 0].set(-100))
+    np.testing.assert_array_equal(spoilt, loss(params, hidden, targets))
+    for target in (-1, 11):
+        assert jnp.isnan(loss(params, hidden, targets.at[0, 1].set(target))[0])
+
+
+def test_adaptive_softmax_rejects_other_cutoffs(key):
+    for cutoffs in ((10,), (5, 5), (0, 4)):
+        with pytest.raises(InputError, match="cutoffs"):
+            init_adaptive(key, 8, cutoffs)
+    params = init_adaptive(key, 8, CUTOFFS)
+    with pytest.raises(InputError, match=r"cutoffs \(3, 6, 11\) do not fit params, which are for \(3, 5, 11\)"):
+        adaptive_log_probs(params, jnp.zeros((2, 8)), cutoffs=(3, 6, 11))

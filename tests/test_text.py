@@ -1,4 +1,6 @@
 import json
+import sys
+from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from seqjax.text import (
     EOS,
     SPECIALS,
     UNK,
+    BPETokenizer,
     ByteTokenizer,
     Tokenizer,
     load_tokenizer,
@@ -19,7 +22,7 @@ from seqjax.text import (
     train_tokenizer,
 )
 
-KINDS = ("char", "byte", "word")
+KINDS = ("char", "byte", "word", "space", "bpe")
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 
 
@@ -37,9 +40,17 @@ def test_byte_decode_inverts_encode(text):
     assert len(tokenizer.encode(text)) == len(text.encode())
 
 
-@given(st.text())
-def test_word_spacing_settles_after_one_decode(text):
-    tokenizer = train_tokenizer("word", [text])
+@given(text=st.text(), seen=st.text())
+def test_bpe_decode_inverts_encode(text, seen):
+    """Whatever it was trained on."""
+    tokenizer = train_tokenizer("bpe", [seen])
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.unknown(text) == []
+
+
+@given(text=st.text(), kind=st.sampled_from(("word", "space")))
+def test_word_spacing_settles_after_one_decode(text, kind):
+    tokenizer = train_tokenizer(kind, [text])
     ids = tokenizer.encode(text)
     np.testing.assert_array_equal(tokenizer.encode(tokenizer.decode(ids)), ids)
 
@@ -86,10 +97,23 @@ def test_interface(kind):
 def test_special_tokens_cannot_be_typed(kind):
     text = "<eos> <pad> <unk>"
     tokenizer = train_tokenizer(kind, [text])
-    assert min(tokenizer.encode(text)) > EOS
+    if kind == "space":  # there "<unk>" is how a file spells an unknown word
+        assert tokenizer.encode(text).tolist() == [UNK] * 3
+        assert tokenizer.vocab == SPECIALS
+    else:
+        assert min(tokenizer.encode(text)) > EOS
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("char", "a\ufffdb"), ("byte", "a\ufffdb"), ("word", "a <unk> b")])
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("char", "a\ufffdb"),
+        ("byte", "a\ufffdb"),
+        ("word", "a <unk> b"),
+        ("space", "a <unk> b"),
+        ("bpe", "a\ufffdb"),
+    ],
+)
 def test_decode_drops_specials_and_shows_unk(kind, expected):
     tokenizer = train_tokenizer(kind, ["a b"])
     a, b = tokenizer.encode("a")[0], tokenizer.encode("b")[0]
@@ -125,6 +149,66 @@ def test_word_spacing():
     assert tokenizer.decode(tokenizer.encode(text)) == 'JULIET:\nO Romeo, (wherefore) art thou " Romeo "?\n\nDon\'t!'
 
 
+def test_text_between_spaces_is_kept_as_it_is():
+    text = "mr. <unk> is n't \n  chairman of N.V.\n\n"
+    tokenizer = train_tokenizer("space", [text])
+    assert [tokenizer.vocab[i] for i in tokenizer.encode(text)] == [
+        *("mr.", "<unk>", "is", "n't", "\n", "chairman", "of", "N.V.", "\n", "\n")
+    ]
+    assert tokenizer.decode(tokenizer.encode(text)) == "mr. <unk> is n't\nchairman of N.V.\n\n"
+
+
+def plain_bpe(word, merges):
+    """Join the pair that was learned first, wherever it stands, until none is left."""
+    parts = list(word)
+    while pairs := [pair for pair in merges if pair in pairwise(parts)]:
+        left, right = pairs[0]
+        joined, i = [], 0
+        while i < len(parts):
+            both = parts[i : i + 2] == [left, right]
+            joined.append(left + right if both else parts[i])
+            i += 2 if both else 1
+        parts = joined
+    return parts
+
+
+@pytest.mark.fast
+def test_bpe_joins_pairs_in_the_order_of_its_merges():
+    text = "she sells sea shells on the sea shore, the shells she sells are sea shells"
+    tokenizer = train_tokenizer("bpe", [text], max_size=275)
+    assert tokenizer.vocab_size == 275
+    for word in ("she", "shells", "shellsea", "ashore", "thesis"):
+        assert [tokenizer.vocab[i] for i in tokenizer.encode(word)] == plain_bpe(word, tokenizer.merges)
+    # The most frequent pair comes first; the words of the text have become single tokens, their spaces with them.
+    assert tokenizer.merges[0] == ("Ġ", "s")
+    assert tokenizer.decode(tokenizer.encode(" shells")[:1]) == " shells"
+
+
+def test_bpe_bounds():
+    assert train_tokenizer("bpe", ["ab ab ab cd"], min_count=3).merges == (("a", "b"),)
+    assert len(train_tokenizer("bpe", ["abcdefgh"], max_size=262).merges) == 2
+
+
+def test_bpe_merges_that_make_the_same_token():
+    tokenizer = BPETokenizer((("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")))
+    assert tokenizer.vocab[260:] == ("ab", "bc", "abc")
+    assert tokenizer.decode(tokenizer.encode("abcbc")) == "abcbc"
+
+
+def test_bpe_replaces_what_utf8_cannot_spell():
+    tokenizer = train_tokenizer("bpe", ["a\ud800b"])
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+
+
+def test_bpe_without_its_package(monkeypatch, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    save_tokenizer(train_tokenizer("bpe", ["ab"]), path)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    for call in (lambda: train_tokenizer("bpe", ["ab"]), lambda: load_tokenizer(path)):
+        with pytest.raises(InputError, match=r'run: pip install "seqjax\[text\]"'):
+            call()
+
+
 def test_vocabulary_order():
     assert train_tokenizer("char", ["zza", "é"]).vocab[4:] == ("a", "z", "é")
     assert train_tokenizer("word", ["b a", "c b"]).vocab[4:] == ("b", "a", "c")
@@ -140,7 +224,11 @@ def test_min_count_and_max_size():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "bpe"}, "kind: no tokenizer 'bpe'; choose one of char, byte, word"),
+        ({"kind": "unigram"}, "kind: no tokenizer 'unigram'; choose one of char, byte, word, space, bpe"),
+        (
+            {"kind": "bpe", "max_size": 260},
+            "max_size: 260 leaves no room beside the 4 special tokens and the 256 bytes",
+        ),
         ({"kind": "char", "min_count": 0}, "min_count: 0"),
         ({"kind": "word", "max_size": 4}, "max_size: 4"),
     ],
@@ -166,6 +254,9 @@ def test_bad_ids(kind, ids):
         (b'{"version": 2}', "of version 2, this seqjax reads version 1"),
         (b'{"version": 1, "kind": "char"}', "damaged"),
         (b'{"version": 1, "kind": "bpe", "vocab": ["<pad>", "<unk>", "<sos>", "<eos>"]}', "damaged"),
+        (b'{"version": 1, "kind": "bpe", "vocab": ["a", "b"], "merges": [["a", "b"]]}', "damaged"),
+        (b'{"version": 1, "kind": "bpe", "vocab": ["a"], "merges": [["a", "b"]]}', "damaged"),
+        (b'{"version": 1, "kind": "bpe", "vocab": ["a"], "merges": [["a"], "aa"]}', "damaged"),
         (b'{"version": 1, "kind": "char", "vocab": ["a"]}', "damaged"),
         (b'{"version": 1, "kind": "char", "vocab": ["<pad>", "<unk>", "<sos>", "<eos>", "ab"]}', "damaged"),
         (b'{"version": 1, "kind": "word", "vocab": ["<pad>", "<unk>", "<sos>", "<eos>", "a", "a"]}', "damaged"),

@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, rows, state_dtype, zeros
+from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, state_dtype, zeros
+from seqjax.normalization import layer_norm
 from seqjax.types import Array, Float, PRNGKey
-
-EPSILON = 1e-5
 
 
 class Params(NamedTuple):
@@ -72,27 +71,19 @@ def hidden(carry: Carry) -> Float[Array, "*B H"]:
     return carry.h
 
 
-def _normalized(gain: Float[Array, "n"], z: Float[Array, "*B n"]) -> Float[Array, "*B n"]:
-    """gain ∘ LN(z), with statistics over the last axis; z is at least float32."""
-    z = z - jnp.mean(z, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(z), axis=-1, keepdims=True)
-    return rows(gain, z) * (z * jax.lax.rsqrt(variance + EPSILON))
-
-
 def project(params: Params, xs: Float[Array, "*B D"]) -> Float[Array, "*B GH"]:
     """zx = g_x ∘ LN(x w_x) + b, in the dtype of xs."""
     assert params.w_x is not None
     zx = xs @ params.w_x.astype(xs.dtype)
-    normalized = _normalized(params.g_x, zx.astype(state_dtype(zx.dtype)))
-    return (normalized + rows(params.b, normalized)).astype(xs.dtype)
+    return layer_norm(zx, params.g_x, params.b)
 
 
 def pointwise(rest: Params, carry: Carry, zx: Float[Array, "*B GH"], zh: Float[Array, "*B GH"]):
     """c = σ(f) c + σ(i) tanh(g); h = σ(o) tanh(g_c LN(c) + b_c)."""
     state = state_dtype(zx.dtype)
-    i, f, g, o = jnp.split(zx.astype(state) + _normalized(rest.g_h, zh.astype(state)), 4, axis=-1)
+    i, f, g, o = jnp.split(zx.astype(state) + layer_norm(zh.astype(state), rest.g_h), 4, axis=-1)
     c = jax.nn.sigmoid(f) * carry.c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    h = jax.nn.sigmoid(o) * jnp.tanh(_normalized(rest.g_c, c) + rows(rest.b_c, c))
+    h = jax.nn.sigmoid(o) * jnp.tanh(layer_norm(c, rest.g_c, rest.b_c))
     return Carry(h, c), h.astype(zx.dtype)
 
 

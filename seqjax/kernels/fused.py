@@ -38,6 +38,7 @@ from seqjax.kernels.stepping import (
     without_matrices,
     zeros_like,
 )
+from seqjax.layers import flat
 from seqjax.types import Array, Bool, Float, PyTree
 
 
@@ -220,24 +221,16 @@ _recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 def _projection_gradients(cell: Cell, params, xs: Float[Array, "T B D"], dzx: Float[Array, "T B n"]):
     """The gradients of params and xs through ``project``."""
-    flat = _flat(xs)
-    _, pull = jax.vjp(functools.partial(project, cell), params, flat)
-    dparams, dxs = pull(dzx.reshape(flat.shape[:-1] + dzx.shape[-1:]))
+    rows = flat(xs)
+    _, pull = jax.vjp(functools.partial(project, cell), params, rows)
+    dparams, dxs = pull(dzx.reshape(rows.shape[:-1] + dzx.shape[-1:]))
     return dparams, dxs.reshape(xs.shape)
 
 
 def _weight_gradient(left, w: Float[Array, "n m"], cotangent: Float[Array, "T B m"]):
     """dw = Σ_tb leftᵀ cotangent, as JAX transposes the product: right under shard_map and Explicit meshes too."""
-    left = _flat(left)
+    left = flat(left)
     return jax.vjp(lambda w: product(left, w), w)[1](cotangent.reshape(left.shape[:-1] + cotangent.shape[-1:]))[0]
-
-
-def _flat(a: Float[Array, "T B n"]) -> Float[Array, "*TB n"]:
-    """Steps and rows as one axis where rows lie on one CPU: two, XLA:CPU transposes in memory to contract them."""
-    spec = jax.typeof(a).sharding.spec
-    if jax.default_backend() != "cpu" or any(axis is not None for axis in spec):
-        return a
-    return a.reshape(-1, a.shape[-1])
 
 
 def _rows(vector: Float[Array, "*n"], like: Float[Array, "B m"]) -> Float[Array, "B *n"]:

@@ -4,10 +4,17 @@
     h_t = stack of cells, dropout between layers
     p(token_{t+1} | tokens ≤ t) = softmax(dropout(h_t) W + b)
 
-W is Eᵀ when ``tied`` (Press and Wolf, 2017; Inan et al., 2017).
+W is Eᵀ when ``tied`` (Press and Wolf, 2017; Inan et al., 2017). As in AWD-LSTM (Merity et al., 2018), where chosen:
+
+    variational     each dropout has one mask a sequence, the same at every t (Gal and Ghahramani, 2016)
+    word_dropout    E ← E · m / (1 - p) in x_t, one m_v in {0, 1} a word v: all that words that are drawn vanish
+    weight_drop     w_h ← w_h · m / (1 - p), one m_ij a weight, in every layer (DropConnect: Wan et al., 2013)
+
+All masks are drawn once a call from its ``key``; without one none is.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax
@@ -34,6 +41,12 @@ class Config:
     """Use the embedding table as output matrix; needs d_embed = d_hidden."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the products; weights, cell states and the loss stay float32."""
+    variational: bool = False
+    """Dropout with one mask a sequence instead of one a step."""
+    word_dropout: float = 0.0
+    """The rate at which words of the vocabulary vanish from the input, each wherever it stands."""
+    weight_drop: float = 0.0
+    """The rate of dropout on the recurrent matrix w_h."""
 
     def __post_init__(self):
         if self.cell not in CELLS:
@@ -45,6 +58,13 @@ class Config:
         for name in ("d_embed", "d_hidden", "n_layers"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name}={getattr(self, name)}; it must be at least 1.")
+        for name in ("word_dropout", "weight_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"model.{name}={getattr(self, name)}; it must be at least 0 and below 1.")
+        if self.weight_drop > 0 and "w_h" not in CELLS[self.cell].axes._fields:
+            raise InputError(
+                f"model.weight_drop={self.weight_drop}: cell {self.cell!r} has no recurrent matrix w_h; set it to 0."
+            )
 
 
 class RNNLM(nnx.Module):
@@ -66,12 +86,28 @@ class RNNLM(nnx.Module):
         dropout: Scalar = 0.0,
         key: PRNGKey | None = None,
     ) -> tuple[tuple, Float[Array, "B T V"]]:
-        """``(carry, logits)``: the scores of each next token; dropout acts only where ``key`` is given."""
-        keys = (None, None, None) if key is None else jax.random.split(key, 3)
-        xs = self.embed(tokens).astype(self.config.dtype)
-        xs = _maybe_dropout(keys[0], xs, dropout)
-        carry, hs = self.rnn(xs, carry, lengths=lengths, resets=resets, dropout=dropout, key=keys[1])
-        return carry, self.scores(_maybe_dropout(keys[2], hs, dropout))
+        """``(carry, logits)``: the scores of each next token; dropout of any kind acts only where ``key`` is given."""
+        xs, config = self.embed(tokens), self.config
+        if key is None:
+            carry, hs = self.rnn(xs.astype(config.dtype), carry, lengths=lengths, resets=resets)
+            return carry, self.scores(hs)
+        drop = partial(apply_dropout, rate=dropout, shared_axis=1 if config.variational else None)
+        key_in, key_rnn, key_out = jax.random.split(key, 3)
+        if config.word_dropout > 0:
+            words = jnp.ones_like(self.embed.w.get_value()[:, 0])
+            words = apply_dropout(jax.random.fold_in(key_in, 1), words, config.word_dropout)
+            xs = xs * words[tokens][..., None]
+        carry, hs = self.rnn(
+            drop(key_in, xs.astype(config.dtype)),
+            carry,
+            lengths=lengths,
+            resets=resets,
+            dropout=dropout,
+            variational=config.variational,
+            weight_drop=config.weight_drop,
+            key=key_rnn,
+        )
+        return carry, self.scores(drop(key_out, hs))
 
     def scores(self, h: Float[Array, "*B H"]) -> Float[Array, "*B V"]:
         """The output layer."""
@@ -80,6 +116,8 @@ class RNNLM(nnx.Module):
     def init_state(self, batch: int) -> tuple:
         """The decoding state before the first token: a carry for each layer."""
         return self.rnn.initial(jnp.zeros((batch, self.config.d_embed), self.config.dtype))
+
+    initial_carry = init_state  # training, too, carries the state from one window to the next
 
     def prefill(
         self, state: tuple, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
@@ -94,7 +132,3 @@ class RNNLM(nnx.Module):
         """Read one token a row: the next state and the scores of the token after it."""
         state, logits = self(tokens[:, None], state)
         return state, logits[:, 0]
-
-
-def _maybe_dropout(key: PRNGKey | None, x: Float[Array, "*shape"], rate: Scalar) -> Float[Array, "*shape"]:
-    return x if key is None else apply_dropout(key, x, rate)

@@ -1,7 +1,8 @@
-"""Character, byte and word tokenizers: one interface, one JSON file.
+"""Character, byte, word and subword tokenizers: one interface, one JSON file.
 
 The four special tokens come first in every vocabulary: ``<pad>`` 0, ``<unk>`` 1, ``<sos>`` 2, ``<eos>`` 3. They have no
-spelling: the text "<eos>" encodes as five characters or three words, so nothing typed by a user can end a sequence.
+spelling: the text "<eos>" encodes as five characters, three words or one unknown word, so nothing typed by a user can
+end a sequence.
 """
 
 import json
@@ -25,13 +26,22 @@ PAD, UNK, SOS, EOS = range(len(SPECIALS))
 
 _VERSION = 1  # of the JSON file
 _REPLACEMENT = "\ufffd"
-_KINDS = ("char", "byte", "word")
+_KINDS = ("char", "byte", "word", "space", "bpe")
 _BYTES = (*SPECIALS, *(chr(b) if 0x20 <= b < 0x7F else f"<0x{b:02X}>" for b in range(256)))
 
 # `\w` leaves out combining marks, so that Hindi words and decomposed accents would fall apart. Marks beyond the basic
 # plane are left out: with them `re` gives up its fast character table.
 _MARKS = "".join(chr(c) for c in range(0x10000) if unicodedata.category(chr(c)).startswith("M"))
+_SPACED = re.compile(r"\n|\S+")
 _WORD = re.compile(rf"\n|\w+(?:[{_MARKS}]+\w*|['’]\w+)*|[^\w\s]")
+
+# How the vocabulary of bpe spells bytes: as GPT-2 does, so that the file can be read and no token holds white space.
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = (b for b in range(256) if b not in _PRINTABLE)
+_LETTERS = {chr(b): b for b in _PRINTABLE} | {chr(256 + i): b for i, b in enumerate(_OTHERS)}  # in this order: ids
+
+BPE_SIZE = 8192
+"""The vocabulary of bpe without a ``max_size``."""
 
 Ids = np.ndarray | Array | Sequence[int | np.integer]
 
@@ -40,7 +50,7 @@ Ids = np.ndarray | Array | Sequence[int | np.integer]
 class Tokenizer(Protocol):
     """What every tokenizer offers; ids are int32, the vocabulary lists the specials first."""
 
-    kind: ClassVar[str]  # "char", "byte" or "word"
+    kind: ClassVar[str]  # "char", "byte", "word", "space" or "bpe"
 
     @property
     def vocab(self) -> tuple[str, ...]:
@@ -176,18 +186,15 @@ class WordTokenizer:
 
     @cached_property
     def _index(self) -> dict[str, int]:
-        return {word: i for i, word in enumerate(self.vocab) if i >= len(SPECIALS)}
+        return _index(self.vocab)
 
     def encode(self, text: str) -> np.ndarray:
         """Text to int32 ids [T], unknown words to `<unk>`."""
-        words = split_words(text)
-        return np.fromiter((self._index.get(word, UNK) for word in words), np.int32, len(words))
+        return _look_up(split_words(text), self._index)
 
     def decode(self, ids: Ids) -> str:
         """Ids [T] to text with ordinary spacing, `<unk>` as itself. Raises InputError for ids out of range."""
-        words = (self.vocab[i] for i in _checked(ids, self.vocab_size) if i not in (PAD, SOS, EOS))
-        text = re.sub(r" ?\n ?", "\n", " ".join(words))
-        text = re.sub(r" ([.,;:!?%)\]}…”»])", r"\1", text)
+        text = re.sub(r" ([.,;:!?%)\]}…”»])", r"\1", _spaced(self.vocab, ids))
         return re.sub(r"([(\[{“«]) ", r"\1", text)
 
     def unknown(self, text: str) -> list[str]:
@@ -197,6 +204,106 @@ class WordTokenizer:
     def to_json(self) -> dict[str, Any]:
         """The content of tokenizer.json."""
         return _to_json(self)
+
+
+@dataclass(frozen=True)
+class SpaceTokenizer:
+    r"""One token whatever stands between white space, and one a newline: for text that is cut into words already.
+
+    >>> tokenizer = train_tokenizer("space", ["mr. <unk> is n't\nmr. N"])
+    >>> tokenizer.vocab[4:]
+    ('mr.', '\n', 'N', 'is', "n't")
+    >>> tokenizer.encode("mr. <unk>").tolist()
+    [4, 1]
+    """
+
+    kind: ClassVar[str] = "space"
+    vocab: tuple[str, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, V."""
+        return len(self.vocab)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return _index(self.vocab)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text to int32 ids [T], unknown words to `<unk>`."""
+        return _look_up(_SPACED.findall(text), self._index)
+
+    def decode(self, ids: Ids) -> str:
+        """Ids [T] to text, one space between words, `<unk>` as itself. Raises InputError for ids out of range."""
+        return _spaced(self.vocab, ids)
+
+    def unknown(self, text: str) -> list[str]:
+        """The distinct unknown words, in order of first appearance."""
+        return [word for word in dict.fromkeys(_SPACED.findall(text)) if word not in self._index]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of tokenizer.json."""
+        return _to_json(self)
+
+
+@dataclass(frozen=True)
+class BPETokenizer:
+    """Subwords: the bytes of a word, joined pair by pair in the order of ``merges`` (Sennrich et al., 2016).
+
+    Words are cut as in GPT-2 (Radford et al., 2019): a space belongs to the word after it. Nothing is unknown, and
+    every UTF-8 text comes back as it was. Encoding needs the package ``tokenizers``.
+
+    >>> tokenizer = train_tokenizer("bpe", ["low lower lowest"], max_size=263)
+    >>> tokenizer.merges
+    (('l', 'o'), ('lo', 'w'), ('Ġ', 'low'))
+    >>> [tokenizer.vocab[i] for i in tokenizer.encode("slow low é")]
+    ['s', 'low', 'Ġlow', 'Ġ', 'Ã', '©']
+    """
+
+    kind: ClassVar[str] = "bpe"
+    merges: tuple[tuple[str, str], ...]
+
+    @property
+    def vocab(self) -> tuple[str, ...]:
+        """The specials, the 256 bytes, and what the merges make, in their order; bytes are spelled as GPT-2 does."""
+        return self._vocab
+
+    @cached_property
+    def _vocab(self) -> tuple[str, ...]:
+        # Two merges may make the same token.
+        return (*SPECIALS, *_LETTERS, *dict.fromkeys(left + right for left, right in self.merges))
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, V."""
+        return len(self.vocab)
+
+    @cached_property
+    def _encoder(self) -> Any:
+        from tokenizers import models  # the import of train_tokenizer or load_tokenizer has checked that it is there
+
+        return _byte_level(models.BPE(vocab=_index(self.vocab), merges=list(self.merges)))
+
+    @cached_property
+    def _bytes(self) -> tuple[bytes, ...]:
+        spelled = (bytes(_LETTERS[letter] for letter in token) for token in self.vocab[len(SPECIALS) :])
+        return (b"", _REPLACEMENT.encode(), b"", b"", *spelled)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text to int32 ids [T]; a lone surrogate, which UTF-8 cannot spell, becomes U+FFFD."""
+        return np.asarray(self._encoder.encode(_without_surrogates(text)).ids, np.int32)
+
+    def decode(self, ids: Ids) -> str:
+        """Ids [T] to text, `<unk>` and invalid UTF-8 as U+FFFD. Raises InputError for ids out of range."""
+        return b"".join(self._bytes[i] for i in _checked(ids, self.vocab_size)).decode("utf-8", "replace")
+
+    def unknown(self, text: str) -> list[str]:
+        """Always empty: every text is bytes."""
+        return []
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of tokenizer.json."""
+        return {**_to_json(self), "merges": [list(pair) for pair in self.merges]}
 
 
 def split_words(text: str) -> list[str]:
@@ -214,9 +321,9 @@ def train_tokenizer(kind: str, texts: Iterable[str], *, min_count: int = 1, max_
     Tokens seen fewer than `min_count` times are left out; `max_size` bounds the vocabulary, specials included, and
     keeps the most frequent (ties: the smaller string). Characters are ordered by code point, words by falling
     frequency, so that equal texts give equal ids. The byte vocabulary is fixed: `texts` is not read and the bounds do
-    not apply.
+    not apply. That of bpe begins with the 256 bytes; `min_count` is that of a pair, `max_size` by default 8,192.
 
-    Raises InputError for an unknown kind or bounds that leave no room.
+    Raises InputError for an unknown kind, bounds that leave no room, or bpe without the package ``tokenizers``.
 
     >>> train_tokenizer("char", ["banana"]).vocab
     ('<pad>', '<unk>', '<sos>', '<eos>', 'a', 'b', 'n')
@@ -225,17 +332,56 @@ def train_tokenizer(kind: str, texts: Iterable[str], *, min_count: int = 1, max_
         raise InputError(f"kind: no tokenizer {kind!r}; choose one of {', '.join(_KINDS)}.")
     if min_count < 1:
         raise InputError(f"min_count: {min_count} is below 1; 1 keeps every token.")
-    if max_size is not None and max_size <= len(SPECIALS):
-        raise InputError(f"max_size: {max_size} leaves no room beside the {len(SPECIALS)} special tokens; raise it.")
+    fixed = len(SPECIALS) + (256 if kind == "bpe" else 0)
+    if max_size is not None and max_size <= fixed:
+        bytes_too = " and the 256 bytes" if kind == "bpe" else ""
+        raise InputError(
+            f"max_size: {max_size} leaves no room beside the {len(SPECIALS)} special tokens{bytes_too}; raise it."
+        )
+    texts = [texts] if isinstance(texts, str) else texts
     if kind == "byte":
         return ByteTokenizer()
+    if kind == "bpe":
+        return _train_bpe(texts, min_count, (max_size or BPE_SIZE) - len(SPECIALS))
+    split = {"char": list, "word": split_words, "space": _SPACED.findall}[kind]
     counts: Counter[str] = Counter()
-    for text in [texts] if isinstance(texts, str) else texts:
-        counts.update(text if kind == "char" else split_words(text))
-    frequent = [token for token, count in counts.items() if count >= min_count]
+    for text in texts:
+        counts.update(split(text))
+    # Text cut by spaces may spell specials: its "<unk>" is ours, and no other can be typed.
+    frequent = [token for token, count in counts.items() if count >= min_count and token not in SPECIALS]
     ranked = sorted(frequent, key=lambda token: (-counts[token], token))
     kept = ranked if max_size is None else ranked[: max_size - len(SPECIALS)]
-    return CharTokenizer((*SPECIALS, *sorted(kept))) if kind == "char" else WordTokenizer((*SPECIALS, *kept))
+    if kind == "char":
+        return CharTokenizer((*SPECIALS, *sorted(kept)))
+    return (WordTokenizer if kind == "word" else SpaceTokenizer)((*SPECIALS, *kept))
+
+
+def _train_bpe(texts: Iterable[str], min_count: int, size: int) -> BPETokenizer:
+    _require_tokenizers()
+    from tokenizers import models, trainers
+
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, min_frequency=min_count, initial_alphabet=list(_LETTERS), show_progress=False
+    )
+    tokenizer = _byte_level(models.BPE())
+    tokenizer.train_from_iterator(map(_without_surrogates, texts), trainer=trainer)
+    return BPETokenizer(tuple((left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]))
+
+
+def _byte_level(model: Any) -> Any:
+    """A tokenizer of the package ``tokenizers`` that cuts words as GPT-2 does and has no tokens beside the model's."""
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    return tokenizer
+
+
+def _require_tokenizers() -> None:
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError:
+        raise InputError('kind: bpe needs the package tokenizers; run: pip install "seqjax[text]"') from None
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | os.PathLike[str]) -> None:
@@ -265,14 +411,15 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
             f"{path}: tokenizer file of version {content['version']!r}, this seqjax reads version {_VERSION}; "
             "use the seqjax that wrote it or train a new one."
         )
-    tokenizer = _from_json(content.get("kind"), content.get("vocab"))
+    tokenizer = _from_json(content)
     if tokenizer is None:
         raise InputError(f"{path}: damaged tokenizer file, wrong kind or vocabulary; copy it again or train a new one.")
     return tokenizer
 
 
-def _from_json(kind: Any, vocab: Any) -> Tokenizer | None:
-    """The tokenizer, or None where the vocabulary is not one that `kind` can have."""
+def _from_json(content: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer, or None where the vocabulary is not one that its kind can have."""
+    kind, vocab = content.get("kind"), content.get("vocab")
     if not isinstance(vocab, list) or not all(isinstance(token, str) for token in vocab):
         return None
     vocab = tuple(vocab)
@@ -284,11 +431,43 @@ def _from_json(kind: Any, vocab: Any) -> Tokenizer | None:
             return ByteTokenizer()
         case "word" if distinct:
             return WordTokenizer(vocab)
+        case "space" if distinct:
+            return SpaceTokenizer(vocab)
+        case "bpe" if (merges := _merges(content.get("merges"), vocab)) is not None:
+            tokenizer = BPETokenizer(merges)
+            _require_tokenizers()
+            return tokenizer if tokenizer.vocab == vocab else None
+    return None
+
+
+def _merges(pairs: Any, vocab: tuple[str, ...]) -> tuple[tuple[str, str], ...] | None:
+    """The merges in a file, or None where one of them is no pair of tokens."""
+    known = set(vocab)
+    if isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 and {*p} <= known for p in pairs):
+        return tuple((left, right) for left, right in pairs)
     return None
 
 
 def _to_json(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"version": _VERSION, "kind": tokenizer.kind, "vocab": list(tokenizer.vocab)}
+
+
+def _index(vocab: tuple[str, ...]) -> dict[str, int]:
+    return {token: i for i, token in enumerate(vocab) if i >= len(SPECIALS)}
+
+
+def _look_up(words: list[str], index: dict[str, int]) -> np.ndarray:
+    return np.fromiter((index.get(word, UNK) for word in words), np.int32, len(words))
+
+
+def _spaced(vocab: tuple[str, ...], ids: Ids) -> str:
+    """Words with a space between them, lines without spaces at their ends."""
+    words = (vocab[i] for i in _checked(ids, len(vocab)) if i not in (PAD, SOS, EOS))
+    return re.sub(r" ?\n ?", "\n", " ".join(words))
+
+
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -1,0 +1,296 @@
+"""What the experiments with language models share; no experiment itself.
+
+Each of them adds a configuration with the fields ``seed``, ``model``, ``hyper``, ``loop``, ``optimizer``, ``schedule``,
+``warmup``, ``batch_size``, ``window`` and ``accumulate``, its presets, and where its text comes from. Its run directory
+has, beside what every run has:
+
+    tokenizer.json   the vocabulary
+    tokens/*.npy     the tokens of each split, memory-mapped
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from seqjax import decoding, losses, nn, train
+from seqjax.checkpoint import Checkpoints
+from seqjax.config import Run, newest_run, read_config
+from seqjax.data import BPTTWindows, batches, evaluation_windows, tokens
+from seqjax.errors import InputError
+from seqjax.models import fixed_window_lm, rnn_lm, transformer_lm
+from seqjax.text import EOS, SPECIALS, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+
+MODULES: dict[type, Callable[..., nnx.Module]] = {
+    rnn_lm.Config: rnn_lm.RNNLM,
+    fixed_window_lm.Config: fixed_window_lm.FixedWindowLM,
+    transformer_lm.TransformerConfig: transformer_lm.TransformerLM,
+}
+"""The model of each type of configuration: ``module(config, vocab_size, rngs=…)``, with the methods `Model` needs."""
+
+Corpus = Mapping[str, Iterable[tuple[str, bool]]]
+
+
+class Model(NamedTuple):
+    """The pure functions of a language model."""
+
+    init: Callable  # key -> params
+    apply: Callable  # (params, tokens, carry, resets=, dropout=, key=) -> (carry, logits), and other methods by name
+    step: Callable  # (params, state, tokens) -> (state, logits): for decoding
+    longest: int | None  # tokens of the longest text; None is any
+
+
+def build(model_config: Any, vocab_size: int) -> Model:
+    """The model of a configuration as pure functions."""
+    module = MODULES[type(model_config)]
+    init, apply = nn.purify(lambda key: module(model_config, vocab_size, rngs=nnx.Rngs(key)))
+    return Model(init, apply, partial(apply, method="step"), getattr(model_config, "longest", None))
+
+
+def check_sizes(config: Any) -> None:
+    """Raise `InputError` for a size out of range."""
+    for name, least in {"batch_size": 1, "window": 1, "accumulate": 1, "warmup": 0}.items():
+        if getattr(config, name) < least:
+            raise InputError(f"{name}={getattr(config, name)}; it must be at least {least}.")
+
+
+def prepare(
+    directory: Path, corpus: Callable[[], Corpus], kind: str, *, min_count: int, max_size: int | None = None
+) -> tuple[Tokenizer, dict[str, np.ndarray]]:
+    """The tokenizer and the tokens of each split, made from the corpus once, then read from the run."""
+    path, folder = directory / "tokenizer.json", directory / "tokens"
+    if not path.exists():
+        splits = corpus()
+        texts = (piece for piece, _ in splits["train"])
+        tokenizer = train_tokenizer(kind, texts, min_count=min_count, max_size=max_size)
+        if tokenizer.vocab_size == len(SPECIALS):
+            raise InputError(f"data.min_count={min_count} leaves the vocabulary empty; lower it.")
+        folder.mkdir(exist_ok=True)
+        for split, pieces in splits.items():
+            tokens(pieces, tokenizer, folder / f"{split}.npy")
+        save_tokenizer(tokenizer, path)  # last: where it is, all else is
+    return load_tokenizer(path), read_tokens(directory)
+
+
+def read_tokens(directory: Path) -> dict[str, np.ndarray]:
+    """split -> its tokens, memory-mapped, from a run."""
+    return {file.stem: np.load(file, mmap_mode="r") for file in sorted((directory / "tokens").glob("*.npy"))}
+
+
+def make_loss(config: Any, model: Model) -> Callable:
+    """Cross-entropy of the next token; ``extra`` is the state a model carries from window to window."""
+
+    def loss_fn(params, carry, batch, key, hyper):
+        # A dropout of 0 that is not traced draws no random numbers.
+        dropout = hyper.dropout if config.hyper.dropout > 0 else 0.0
+        carry, logits = model.apply(params, batch.inputs, carry, resets=batch.resets, dropout=dropout, key=key)
+        loss = losses.cross_entropy(logits, batch.targets, where=batch.where, label_smoothing=hyper.label_smoothing)
+        return loss, (carry, {})
+
+    return loss_fn
+
+
+def make_evaluate(config: Any, model: Model, array: np.ndarray) -> Callable[[Any], dict[str, float]]:
+    """``params -> {loss, bits, perplexity, accuracy}`` over every token of ``array``, the state carried throughout."""
+    next(evaluation_windows(array, batch_size=1, window=1))  # refuses too short a text now, not after hours of training
+
+    def evaluate(params):
+        carry, total = model.apply(params, config.batch_size, method="initial_carry"), None
+        for batch in evaluation_windows(array, batch_size=config.batch_size, window=config.window):
+            carry, metrics = _evaluate_window(model.apply, params, carry, batch)
+            total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
+        values = train.averages(total)
+        nats = values["loss"]
+        return values | {"bits": losses.bits(nats), "perplexity": float(losses.perplexity(nats))}
+
+    return evaluate
+
+
+@partial(jax.jit, static_argnames="apply")  # compiled once for all splits
+def _evaluate_window(apply, params, carry, batch):
+    carry, logits = apply(params, batch.inputs, carry, resets=batch.resets)
+    loss = losses.cross_entropy(logits, batch.targets, where=batch.where)
+    correct = jnp.sum((jnp.argmax(logits, -1) == batch.targets) & batch.where).astype(jnp.float32)
+    return carry, {"loss": loss, "accuracy": (correct, loss[1])}
+
+
+def make_optimizer(config: Any) -> Callable:
+    """hyper -> optax chain."""
+    schedule = train.unit_schedule(config.schedule, config.loop.steps, config.warmup)
+    return train.make_optimizer(config.optimizer, schedule, average=config.hyper.ema > 0)
+
+
+def initial(config: Any, model: Model, optimizer: Callable) -> train.State:
+    """The state before the first step."""
+    key_init, key_train = jax.random.split(jax.random.key(config.seed))
+    params = model.init(key_init)
+    carry = model.apply(params, config.batch_size, method="initial_carry")
+    return train.init_state(params, carry, key_train, optimizer(config.hyper))
+
+
+def fit(
+    config: Any, run: Run, tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray]
+) -> tuple[Model, Any, dict[str, float]]:
+    """Train: the model, its weights, and their metrics on the validation split."""
+    model, optimizer = build(config.model, tokenizer.vocab_size), make_optimizer(config)
+    state = initial(config, model, optimizer)
+    n_weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(
+        f"run {run.directory}: {arrays['train'].size:,} training tokens, vocabulary {tokenizer.vocab_size}, "
+        f"{n_weights:,} weights, on {jax.default_backend()}"
+    )
+    windows = BPTTWindows(arrays["train"], batch_size=config.batch_size, window=config.window, seed=config.seed)
+    evaluate = make_evaluate(config, model, arrays["validation"])
+    values: dict[str, float] = {}
+
+    def evaluate_and_keep(params):
+        values.update(evaluate(params))
+        return values
+
+    state = train.fit(
+        config.loop,
+        train.make_step(make_loss(config, model), optimizer, accumulate=config.accumulate),
+        state,
+        config.hyper,
+        lambda start, stop: batches(windows, start=start, stop=stop, accumulate=config.accumulate),
+        directory=run.directory,
+        evaluate=evaluate_and_keep,
+        tokens_per_step=config.batch_size * config.window * config.accumulate,
+        resume=run.resume,
+    )
+    params = train.averaged_params(state)
+    # The loop ends with an evaluation, unless the run that was resumed had ended.
+    return model, params, values or evaluate(params)
+
+
+def load(directory: Path, config_type: type) -> tuple[Any, Model, Tokenizer, Any]:
+    """The configuration, model, tokenizer and weights of a run."""
+    config = read_config(directory, config_type)
+    tokenizer = load_tokenizer(directory / "tokenizer.json")
+    model = build(config.model, tokenizer.vocab_size)
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(jax.eval_shape(lambda: initial(config, model, make_optimizer(config))))
+    if restored is None:
+        raise InputError(f"{directory} holds no checkpoint yet; train it further with --run {directory} --resume")
+    return config, model, tokenizer, train.averaged_params(restored.tree)
+
+
+# --- sub-commands
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of ``evaluate``."""
+
+    run: Path | None = None
+    """Run directory; without one, the newest."""
+    split: Literal["train", "validation", "test"] = "validation"
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Options of ``sample``."""
+
+    run: Path | None = None
+    """Run directory; without one, the newest."""
+    prompt: str | None = None
+    """The text to go on from; without one, a new line."""
+    temperature: float = 0.8
+    """0 always takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that make up this probability."""
+    min_p: float | None = None
+    """Draw from tokens at least this likely, relative to the likeliest."""
+    samples: int = 1
+    length: int = 500
+    """Tokens to write, unless <eos> comes first."""
+    seed: int = 0
+
+    def __post_init__(self):
+        # Before a model is loaded.
+        decoding.check_options(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        for name in ("samples", "length"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)}; it must be at least 1.")
+
+
+def commands(name: str, config_type: type) -> dict[str, tuple[type, Callable[[Any], None]]]:
+    """The sub-commands ``evaluate`` and ``sample`` of experiment ``name``, for `run_experiment`."""
+
+    def evaluate(options: EvaluateOptions) -> None:
+        """Print loss (nats), bits, perplexity and accuracy of a run on one split."""
+        directory = options.run or newest_run(name)
+        config, model, _, params = load(directory, config_type)
+        arrays = read_tokens(directory)
+        if options.split not in arrays:
+            raise InputError(f"split={options.split!r}: this corpus has {', '.join(arrays)}.")
+        values = make_evaluate(config, model, arrays[options.split])(params)
+        print(f"{directory} {options.split}:", "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    def sample(options: SampleOptions) -> None:
+        """Write texts with a trained run."""
+        directory = options.run or newest_run(name)
+        _, model, tokenizer, params = load(directory, config_type)
+        for number, text in enumerate(generate(model, params, tokenizer, options), start=1):
+            if options.samples > 1:
+                print(f"--- {number}")
+            print(text)
+
+    return {"evaluate": (EvaluateOptions, evaluate), "sample": (SampleOptions, sample)}
+
+
+def generate(model: Model, params: Any, tokenizer: Tokenizer, options: SampleOptions) -> list[str]:
+    """``options.samples`` texts that begin with the prompt, drawn side by side in one compiled loop."""
+    prompt = opening(tokenizer) if options.prompt is None else options.prompt
+    if unknown := tokenizer.unknown(prompt):
+        raise InputError(f"prompt: {unknown} are not in the vocabulary of this run; leave them out.")
+    ids = tokenizer.encode(prompt)
+    if ids.size == 0:
+        raise InputError(f"prompt={prompt!r} holds no token; give at least one.")
+    if model.longest is not None and ids.size + options.length > model.longest + 1:
+        raise InputError(
+            f"length={options.length} after a prompt of {ids.size}: this model has learned positions for a text of "
+            f"{model.longest} tokens, so that length can be {max(0, model.longest + 1 - ids.size)} at most."
+        )
+    prompts = jnp.tile(jnp.asarray(ids), (options.samples, 1))
+    state = model.apply(params, options.samples, method="init_state")
+    lengths = jnp.full(options.samples, ids.size, jnp.int32)
+    state, logits = model.apply(params, state, prompts, lengths, method="prefill")
+    drawn = decoding.sample(
+        model.step,
+        params,
+        state,
+        logits,
+        jax.random.key(options.seed),
+        max_length=options.length,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        eos=EOS,
+    )
+    # Prompt and continuation at once: between words the tokenizer puts spaces.
+    return [tokenizer.decode(np.append(ids, row)) for row in np.asarray(drawn.tokens)]
+
+
+def opening(tokenizer: Tokenizer) -> str:
+    """A new line; where the vocabulary has none (text8 is a single line), its first entry."""
+    return tokenizer.vocab[len(SPECIALS)] if tokenizer.unknown("\n") else "\n"
+
+
+def show_samples(
+    model: Model, params: Any, tokenizer: Tokenizer, *, length: int, temperatures: tuple[float, ...] = (0.5, 0.8, 1.0)
+) -> None:
+    """Print a text at each temperature, as long as the model can write."""
+    length = length if model.longest is None else min(length, model.longest)
+    for temperature in temperatures:
+        print(f"\n--- a sample at temperature {temperature}")
+        print(*generate(model, params, tokenizer, SampleOptions(temperature=temperature, length=length)))

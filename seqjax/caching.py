@@ -1,0 +1,125 @@
+"""Key-value caches: attention to what was read before, for decoding token by token.
+
+A cache holds the last S tokens of each row, in a ring. `prefill` reads prompts of different lengths and leaves every
+row aligned to the right, so that from then on all rows write the same column: a step is one slice written in place, and
+how long ago a column was written is the same for all rows.
+
+    age_c = (cursor - 1 - c) mod S      column c is read where age_c < length
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from seqjax.attention import dot_product_attention, softmax
+from seqjax.types import Array, Float, Int
+
+
+class Cache(NamedTuple):
+    """Keys and values of one layer, ``[B, K, S, H]``."""
+
+    k: Array
+    v: Array
+
+
+class Places(NamedTuple):
+    """Where the rows are, for all layers: ``lengths [B]``, tokens read; ``cursor []``, the column to write next."""
+
+    lengths: Array
+    cursor: Array
+
+
+def start(batch: int) -> Places:
+    """Nothing read yet."""
+    return Places(jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def empty(batch: int, n_kv_heads: int, length: int, d_head: int, dtype) -> Cache:
+    """A cache of ``length`` columns."""
+    zeros = jnp.zeros((batch, n_kv_heads, length, d_head), dtype)
+    return Cache(zeros, zeros)
+
+
+def advance(places: Places, n_columns: int, lengths: Int[Array, "B"] | None) -> Places:
+    """The places after a step (lengths None), or after a prefill of ``lengths`` tokens."""
+    if lengths is None:
+        return Places(places.lengths + 1, (places.cursor + 1) % n_columns)
+    return Places(places.lengths + lengths, jnp.zeros_like(places.cursor))
+
+
+def attend(
+    cache: Cache,
+    places: Places,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    lengths: Int[Array, "B"] | None = None,
+    *,
+    score_mod: Callable | None = None,
+    score_args: tuple = (),
+) -> tuple[Float[Array, "B T N H"], Cache]:
+    """Causal attention of new tokens to the last S tokens, themselves included: ``(y, cache)``.
+
+    Args:
+      cache: what was read before.
+      places: where the rows were before these tokens.
+      q: queries of the new tokens, as in `dot_product_attention`.
+      k: their keys.
+      v: their values.
+      lengths: int [B], how many of the T tokens each row has; None is a step, of one token in each row.
+      score_mod: as in `dot_product_attention`; it may add to the scores what depends on distances.
+      score_args: its arrays.
+    """
+    if lengths is None:
+        return _step(cache, places, q, k, v, score_mod, score_args)
+    return _prefill(cache, places, q, k, v, lengths, score_mod, score_args)
+
+
+def _step(cache, places, q, k, v, score_mod, score_args):
+    """Write the token over the oldest one, then attend to all columns: products [H] x [H, S] without a copy."""
+    n_columns = cache.k.shape[2]
+    cache = Cache(
+        *(
+            lax.dynamic_update_slice_in_dim(old, jnp.moveaxis(new, 1, 2).astype(old.dtype), places.cursor, axis=2)
+            for old, new in zip(cache, (k, v), strict=True)
+        )
+    )
+    age = (places.cursor - jnp.arange(n_columns, dtype=jnp.int32)) % n_columns
+    grouped = q.reshape(q.shape[0], k.shape[2], -1, q.shape[3])
+    wide = np.promote_types(q.dtype, np.float32)
+    z = jnp.einsum("bkgh,bksh->bkgs", grouped, cache.k, preferred_element_type=wide) / math.sqrt(q.shape[3])
+    if score_mod is not None:
+        heads = z.reshape(z.shape[0], -1, 1, n_columns)
+        z = score_mod(heads, jnp.zeros(1, jnp.int32), -age, *score_args).astype(wide).reshape(z.shape)
+    weights = softmax(z, (age[None] <= places.lengths[:, None])[:, None, None])
+    return jnp.einsum("bkgs,bksh->bkgh", weights.astype(v.dtype), cache.v).reshape(q.shape), cache
+
+
+def _prefill(cache, places, q, k, v, lengths, score_mod, score_args):
+    """Attend to the old columns, oldest first, and to the new ones; keep the last S tokens of each row."""
+    n_columns, n_new = cache.k.shape[2], q.shape[1]
+    columns = jnp.arange(n_columns, dtype=jnp.int32)[None]
+    oldest_first = (places.cursor + columns[0]) % n_columns
+    k, v = (
+        jnp.concatenate([jnp.moveaxis(jnp.take(old, oldest_first, axis=2), 2, 1), new.astype(old.dtype)], axis=1)
+        for old, new in zip(cache, (k, v), strict=True)
+    )
+    known = columns >= n_columns - places.lengths[:, None]
+    real = jnp.arange(n_new, dtype=jnp.int32)[None] < lengths[:, None]
+    y = dot_product_attention(
+        q,
+        k,
+        v,
+        window=n_columns,
+        mask=jnp.concatenate([known, real], axis=1)[:, None, None],
+        q_offset=n_columns,
+        score_mod=score_mod,
+        score_args=score_args,
+    )
+    last = lengths[:, None] + columns
+    kept = (jnp.take_along_axis(x, last[:, :, None, None], axis=1, mode="clip") for x in (k, v))
+    return y, Cache(*(jnp.moveaxis(x, 1, 2) for x in kept))

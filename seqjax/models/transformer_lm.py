@@ -1,0 +1,219 @@
+"""Decoder-only Transformer language model (Vaswani et al., 2017; Radford et al., 2019).
+
+    x_t = dropout(E[token_t] + position_t)
+    x = x + dropout(attention(norm(x)))         for each layer; "post" is x = norm(x + f(x)), "none" leaves norm out
+    x = x + dropout(mlp(norm(x)))
+    p(token_{t+1} | tokens ≤ t) = softmax(norm(x_t) W + b)
+
+Every token sees itself and the `context` - 1 tokens before it. W is Eᵀ when ``tied``.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from seqjax import attention, caching, positions
+from seqjax.errors import InputError
+from seqjax.nn import Dense, Embed
+from seqjax.transformer import Style, dropper, init_layer, mlp, normalize, sublayer
+from seqjax.types import Array, Bool, Float, Int, PRNGKey, Scalar
+
+
+@dataclass(frozen=True)
+class TransformerConfig:  # not Config: the command line tells the members of a union apart by their names
+    """Shape of a Transformer language model."""
+
+    d_model: int = 128
+    n_heads: int = 4
+    n_kv_heads: int | None = None
+    """Fewer than n_heads: grouped-query attention."""
+    n_layers: int = 4
+    d_ff: int | None = None
+    """Hidden size of the MLP; without one, 4 d_model."""
+    context: int = 64
+    """How many tokens a prediction sees; decoding keeps so many keys and values."""
+    positions: Literal["rotary", "learned", "sinusoidal", "alibi", "t5", "none"] = "rotary"
+    """With "learned", a text can be no longer than the context."""
+    norm: Literal["layer", "rms"] = "layer"
+    norm_place: Literal["pre", "post", "none"] = "pre"
+    residual: bool = True
+    bias: bool = True
+    tied: bool = True
+    """Use the embedding table as output matrix."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the products; weights, norms, softmax and the loss stay float32."""
+
+    @property
+    def longest(self) -> int | None:
+        """The longest text the model reads or writes; None is any."""
+        return self.context if self.positions == "learned" else None
+
+    def __post_init__(self):
+        for name in ("d_model", "n_heads", "n_kv_heads", "n_layers", "d_ff", "context"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"model.{name}={value}; it must be at least 1.")
+        if self.d_model % self.n_heads:
+            raise InputError(f"model.n_heads={self.n_heads} must divide model.d_model={self.d_model}.")
+        if self.n_heads % (self.n_kv_heads or self.n_heads):
+            raise InputError(f"model.n_kv_heads={self.n_kv_heads} must divide model.n_heads={self.n_heads}.")
+        if self.positions == "rotary" and self.d_model // self.n_heads % 2:
+            raise InputError(f"rotary positions need heads of even size, not {self.d_model // self.n_heads}.")
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            raise InputError(f"sinusoidal positions need an even model.d_model, not {self.d_model}.")
+
+
+class State(NamedTuple):
+    """Keys and values of the last `context` tokens, for each layer, and where the rows are."""
+
+    caches: tuple[caching.Cache, ...]
+    places: caching.Places
+
+
+class TransformerLM(nnx.Module):
+    """Embedding, layers, output layer."""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = Embed(vocab_size, config.d_model, rngs=rngs)
+        self.layers = nnx.List([nnx.Param(_init_layer(config, rngs.params())) for _ in range(config.n_layers)])
+        self.g = nnx.Param(jnp.ones(config.d_model))
+        self.b = nnx.Param(jnp.zeros(config.d_model)) if config.bias else None
+        self.out = None if config.tied else Dense(config.d_model, vocab_size, rngs=rngs)
+        learned, t5 = config.positions == "learned", config.positions == "t5"
+        self.learned = Embed(config.context, config.d_model, rngs=rngs) if learned else None
+        self.table = nnx.Param(0.02 * jax.random.normal(rngs.params(), (32, config.n_heads))) if t5 else None
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        state: State | tuple = (),
+        *,
+        lengths: Int[Array, "B"] | None = None,
+        resets: Bool[Array, "B T"] | None = None,
+        dropout: Scalar = 0.0,
+        key: PRNGKey | None = None,
+    ) -> tuple[tuple, Float[Array, "B T V"]]:
+        """``((), logits)`` of whole texts, each from its beginning: nothing is carried from one call to the next.
+
+        Args:
+          tokens: ``[B, T]``.
+          state: (), as the result has it.
+          lengths: of no effect: no token sees the padding after it.
+          resets: True where a document begins; no token sees another document.
+          dropout: its rate; acts only where ``key`` is given.
+          key: randomness of dropout.
+        """
+        t = tokens.shape[1]
+        segments = None if resets is None else jnp.cumsum(resets, axis=1, dtype=jnp.int32)
+        options = {
+            "segment_ids": segments,
+            **({"causal": True} if t <= self.config.context else {"window": self.config.context}),
+        }
+
+        def attend(i, q, k, v, **bias):
+            return attention.dot_product_attention(q, k, v, **options, **bias)
+
+        at = jnp.arange(t, dtype=jnp.int32)
+        return (), self.scores(self._hidden(tokens, at, attend, dropout, key))
+
+    def initial_carry(self, batch: int) -> tuple:
+        """What training carries from one window to the next: nothing."""
+        return ()
+
+    def init_state(self, batch: int) -> State:
+        """The decoding state before the first token."""
+        config = self.config
+        cache = caching.empty(
+            batch,
+            config.n_kv_heads or config.n_heads,
+            config.context,
+            config.d_model // config.n_heads,
+            config.dtype,
+        )
+        return State((cache,) * config.n_layers, caching.start(batch))
+
+    def prefill(
+        self, state: State, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
+    ) -> tuple[State, Float[Array, "B V"]]:
+        """Read prompts of different lengths (at least 1) in one call: the state after each, and its next scores."""
+        state, x = self._cached(state, tokens, lengths)
+        return state, self.scores(jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0])
+
+    def step(self, state: State, tokens: Int[Array, "B"]) -> tuple[State, Float[Array, "B V"]]:
+        """Read one token a row: the next state and the scores of the token after it."""
+        state, x = self._cached(state, tokens[:, None], None)
+        return state, self.scores(x[:, 0])
+
+    def _cached(self, state, tokens, lengths):
+        caches, places = list(state.caches), state.places
+
+        def attend(i, q, k, v, **bias):
+            y, caches[i] = caching.attend(caches[i], places, q, k, v, lengths, **bias)
+            return y
+
+        at = places.lengths[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        x = self._hidden(tokens, at, attend, 0.0, None)
+        return State(tuple(caches), caching.advance(places, self.config.context, lengths)), x
+
+    def _hidden(self, tokens, at, attend, dropout, key):
+        """The layers, with ``attend(layer, q, k, v)``, on tokens at positions ``at`` [T] or [B, T]."""
+        config = self.config
+        drop, style = dropper(dropout, key), Style(config.norm, config.norm_place, config.residual)
+        x = drop(self._embedded(tokens, at).astype(config.dtype))
+        bias = self._bias()
+        for i, layer in enumerate(self.layers):
+            params = layer.get_value()
+
+            def heads(x, i=i, params=params.attention):
+                q, (k, v) = attention.queries(params, x), attention.keys_values(params, x)
+                if config.positions == "rotary":
+                    q, k = positions.rotary(q, at), positions.rotary(k, at)
+                return drop(attention.merged(params, attend(i, q, k, v, **bias)))
+
+            x = sublayer(style, heads, x, params.g_attention, params.b_attention)
+            x = sublayer(style, lambda x, params=params: drop(mlp(params, x)), x, params.g_mlp, params.b_mlp)
+        if config.norm_place != "pre":
+            return x
+        return normalize(style, x, self.g.get_value(), None if self.b is None else self.b.get_value())
+
+    def _embedded(self, tokens, at):
+        x = self.embed(tokens)
+        if self.learned is not None:
+            if at.shape[-1] > self.config.context:
+                raise InputError(
+                    f"{at.shape[-1]} tokens do not fit into learned positions for {self.config.context}; "
+                    "shorten the text, or train with a larger model.context or other model.positions"
+                )
+            # Decoding beyond the context gives NaN, not the last position again.
+            return x + jnp.broadcast_to(self.learned.w.get_value().at[at].get(mode="fill", fill_value=jnp.nan), x.shape)
+        if self.config.positions == "sinusoidal":
+            encoded = positions.sinusoidal_at(at, self.config.d_model)
+            return math.sqrt(self.config.d_model) * x + jnp.broadcast_to(encoded, x.shape)
+        return x
+
+    def _bias(self):
+        if self.config.positions == "alibi":
+            return {"score_mod": positions.alibi, "score_args": (positions.alibi_slopes(self.config.n_heads),)}
+        if self.table is not None:
+            return {"score_mod": positions.t5_bias, "score_args": (self.table.get_value(),)}
+        return {}
+
+    def scores(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """The output layer."""
+        return self.embed.attend(x) if self.out is None else self.out(x)
+
+
+def _init_layer(config: TransformerConfig, key: PRNGKey):
+    return init_layer(
+        key,
+        config.d_model,
+        config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        d_ff=config.d_ff,
+        bias=config.bias,
+        gain=1 / math.sqrt(2 * config.n_layers) if config.residual else 1.0,
+    )
