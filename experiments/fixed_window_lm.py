@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import lm_runs
@@ -300,19 +299,9 @@ def generate(model: lm_runs.Model, params: Any, tokenizer: Tokenizer, options: S
     if unknown := tokenizer.unknown(options.prompt):
         raise InputError(f"prompt: {unknown} are not in the vocabulary of this run; leave them out.")
     ids = np.append(np.int32(SOS), tokenizer.encode(options.prompt))
-    prompts = jnp.tile(jnp.asarray(ids), (options.samples, 1))
-    state = model.apply(params, options.samples, method="init_state")
-    lengths = jnp.full(options.samples, ids.size, jnp.int32)
-    state, logits = model.apply(params, state, prompts, lengths, method="prefill")
-    drawn = decoding.sample(
-        model.step,
-        params,
-        state,
-        logits,
-        jax.random.key(options.seed),
-        max_length=LONGEST,
-        temperature=options.temperature,
-        eos=EOS,
+    key = jax.random.key(options.seed)
+    drawn = lm_runs.continuations(
+        model, params, ids, options.samples, key, max_length=LONGEST, temperature=options.temperature
     )
     return [tokenizer.decode(np.append(ids, row)) for row in np.asarray(drawn.tokens)]
 

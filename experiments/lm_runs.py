@@ -42,6 +42,7 @@ class Model(NamedTuple):
 
     init: Callable  # key -> params
     apply: Callable  # (params, tokens, carry, resets=, dropout=, key=) -> (carry, logits), and other methods by name
+    prefill: Callable  # (params, state, prompts, lengths) -> (state, logits), compiled for each shape of the prompts
     step: Callable  # (params, state, tokens) -> (state, logits): for decoding
     longest: int | None  # tokens of the longest text; None is any
 
@@ -50,7 +51,8 @@ def build(model_config: Any, vocab_size: int) -> Model:
     """The model of a configuration as pure functions."""
     module = MODULES[type(model_config)]
     init, apply = nn.purify(lambda key: module(model_config, vocab_size, rngs=nnx.Rngs(key)))
-    return Model(init, apply, partial(apply, method="step"), getattr(model_config, "longest", None))
+    prefill = jax.jit(partial(apply, method="prefill"))
+    return Model(init, apply, prefill, partial(apply, method="step"), getattr(model_config, "longest", None))
 
 
 def check_sizes(config: Any) -> None:
@@ -260,25 +262,33 @@ def generate(model: Model, params: Any, tokenizer: Tokenizer, options: SampleOpt
             f"length={options.length} after a prompt of {ids.size}: this model has learned positions for a text of "
             f"{model.longest} tokens, so that length can be {max(0, model.longest + 1 - ids.size)} at most."
         )
-    prompts = jnp.tile(jnp.asarray(ids), (options.samples, 1))
-    state = model.apply(params, options.samples, method="init_state")
-    lengths = jnp.full(options.samples, ids.size, jnp.int32)
-    state, logits = model.apply(params, state, prompts, lengths, method="prefill")
-    drawn = decoding.sample(
-        model.step,
+    drawn = continuations(
+        model,
         params,
-        state,
-        logits,
+        ids,
+        options.samples,
         jax.random.key(options.seed),
         max_length=options.length,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
         min_p=options.min_p,
-        eos=EOS,
     )
     # Prompt and continuation at once: between words the tokenizer puts spaces.
     return [tokenizer.decode(np.append(ids, row)) for row in np.asarray(drawn.tokens)]
+
+
+def continuations(
+    model: Model, params: Any, prompt: np.ndarray, samples: int, key: jax.Array, **options
+) -> decoding.Samples:
+    """What the model writes after a prompt of ids, ``samples`` times; the options are those of `decoding.sample`."""
+    # Padded to a power of two, so that prompts of few lengths are compiled.
+    width = 1 << (prompt.size - 1).bit_length()
+    width = width if model.longest is None else min(width, model.longest)
+    prompts = jnp.tile(jnp.asarray(np.pad(prompt, (0, width - prompt.size))), (samples, 1))
+    state = model.apply(params, samples, method="init_state")
+    state, logits = model.prefill(params, state, prompts, jnp.full(samples, prompt.size, jnp.int32))
+    return decoding.sample(model.step, params, state, logits, key, eos=EOS, **options)
 
 
 def opening(tokenizer: Tokenizer) -> str:

@@ -118,7 +118,7 @@ PRESETS = {
         ),
     ),
     "text8": (
-        "needs --data.path text8 or text8.gz: its first million words, about 15 minutes on 2 cores",
+        "needs --data.path text8 or text8.gz: its first million words, 4,000 steps",
         Config(
             data=Data(limit=1_000_000, min_count=5),
             model=rnn_lm.Config(d_embed=200, d_hidden=200, n_layers=2, tied=True, variational=True),
