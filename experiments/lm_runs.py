@@ -25,7 +25,7 @@ from seqjax.config import Run, newest_run, read_config
 from seqjax.data import BPTTWindows, batches, evaluation_windows, tokens
 from seqjax.errors import InputError
 from seqjax.models import fixed_window_lm, rnn_lm, transformer_lm
-from seqjax.text import EOS, SPECIALS, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from seqjax.text import EOS, SPECIALS, UNK, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
 MODULES: dict[type, Callable[..., nnx.Module]] = {
     rnn_lm.Config: rnn_lm.RNNLM,
@@ -98,9 +98,17 @@ def make_loss(config: Any, model: Model) -> Callable:
     return loss_fn
 
 
-def make_evaluate(config: Any, model: Model, array: np.ndarray) -> Callable[[Any], dict[str, float]]:
-    """``params -> {loss, bits, perplexity, accuracy}`` over every token of ``array``, the state carried throughout."""
+def make_evaluate(
+    config: Any, model: Model, array: np.ndarray, tokenizer: Tokenizer | None = None
+) -> Callable[[Any], dict[str, float]]:
+    """``params -> {loss, bits, perplexity, accuracy}`` over every token of ``array``, the state carried throughout.
+
+    With a tokenizer whose tokens are the text, whole (characters, bytes, subwords), also bits_per_byte of UTF-8: by it
+    models with different vocabularies can be compared.
+    """
     next(evaluation_windows(array, batch_size=1, window=1))  # refuses too short a text now, not after hours of training
+    lossless = tokenizer is not None and tokenizer.kind in ("char", "byte", "bpe") and not np.any(array == UNK)
+    n_bytes = len(tokenizer.decode(array[1:]).encode()) if lossless else 0
 
     def evaluate(params):
         carry, total = model.apply(params, config.batch_size, method="initial_carry"), None
@@ -109,7 +117,8 @@ def make_evaluate(config: Any, model: Model, array: np.ndarray) -> Callable[[Any
             total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
         values = train.averages(total)
         nats = values["loss"]
-        return values | {"bits": losses.bits(nats), "perplexity": float(losses.perplexity(nats))}
+        values |= {"bits": losses.bits(nats), "perplexity": float(losses.perplexity(nats))}
+        return values | ({"bits_per_byte": values["bits"] * (len(array) - 1) / n_bytes} if n_bytes else {})
 
     return evaluate
 
@@ -148,7 +157,7 @@ def fit(
         f"{n_weights:,} weights, on {jax.default_backend()}"
     )
     windows = BPTTWindows(arrays["train"], batch_size=config.batch_size, window=config.window, seed=config.seed)
-    evaluate = make_evaluate(config, model, arrays["validation"])
+    evaluate = make_evaluate(config, model, arrays["validation"], tokenizer)
     values: dict[str, float] = {}
 
     def evaluate_and_keep(params):
@@ -230,11 +239,11 @@ def commands(name: str, config_type: type) -> dict[str, tuple[type, Callable[[An
     def evaluate(options: EvaluateOptions) -> None:
         """Print loss (nats), bits, perplexity and accuracy of a run on one split."""
         directory = options.run or newest_run(name)
-        config, model, _, params = load(directory, config_type)
+        config, model, tokenizer, params = load(directory, config_type)
         arrays = read_tokens(directory)
         if options.split not in arrays:
             raise InputError(f"split={options.split!r}: this corpus has {', '.join(arrays)}.")
-        values = make_evaluate(config, model, arrays[options.split])(params)
+        values = make_evaluate(config, model, arrays[options.split], tokenizer)(params)
         print(f"{directory} {options.split}:", "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
     def sample(options: SampleOptions) -> None:

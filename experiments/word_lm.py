@@ -79,7 +79,7 @@ def every(steps: int, parts: int) -> train.Loop:
 
 PRESETS = {
     "shakespeare": (
-        "34 plays, tied LSTM of 2 layers of 200, about 6 minutes on 2 cores",
+        "34 plays, tied LSTM of 2 layers of 200; minutes on a laptop",
         Config(
             data=Data(min_count=5),
             model=rnn_lm.Config(d_embed=200, d_hidden=200, n_layers=2, tied=True, variational=True),

@@ -1,5 +1,7 @@
 """Slow, obvious code against which the library is checked: NumPy equations and plain Python loops."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,3 +174,15 @@ def loop(cell, params, xs, carry, lengths=None, resets=None, reverse=False):
 def random_like(rng, tree, scale=0.5):
     """The same tree with every entry random and non-zero: weights, biases, gains, states."""
     return jax.tree.map(lambda a: jnp.asarray(scale * rng.normal(size=a.shape), a.dtype), tree)
+
+
+def covering(factors, strength, rows=()):
+    """Rows, begun by `rows`, in which every `strength` factors take all combinations of their values."""
+    rows, places = list(rows), list(itertools.combinations(range(len(factors)), strength))
+    parts = lambda row: {(at, tuple(row[i] for i in at)) for at in places}  # noqa: E731
+    candidates = list(itertools.product(*factors))
+    missing = set().union(*map(parts, candidates)).difference(*map(parts, rows))
+    while missing:
+        rows.append(max(candidates, key=lambda row: len(parts(row) & missing)))
+        missing -= parts(rows[-1])
+    return rows

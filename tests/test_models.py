@@ -38,7 +38,9 @@ def fixed_window(**options):
 
 def transformer(**options):
     def build(dtype):
-        config = transformer_lm.TransformerConfig(d_model=12, n_layers=2, context=T, dtype=dtype, **{"n_heads": 2, **options})
+        config = transformer_lm.TransformerConfig(
+            d_model=12, n_layers=2, context=T, dtype=dtype, **{"n_heads": 2, **options}
+        )
         return lambda key: transformer_lm.TransformerLM(config, V, rngs=nnx.Rngs(key))
 
     return build
@@ -70,8 +72,13 @@ QUICK = (
 )
 
 
-def each(quick, without=()):
-    names = [name for name in MODELS if name not in without]
+# Training and studies take seconds a row: one row for each way to read a sequence. Biases of keys have no gradient but
+# rounding noise, which Adam scales up, so no two programs train them alike: no rows with such biases, but for the
+# rotary one, which turns keys by their positions.
+TRAINED = ("rnn_lm-lstm-tied-2", "rnn_lm-elman-2", "fixed_window-tree", "transformer-rotary", "transformer-learned")
+
+
+def each(quick, names=tuple(MODELS)):
     return pytest.mark.parametrize(
         "name", [pytest.param(name, marks=[] if name in quick else [pytest.mark.full]) for name in names]
     )
@@ -84,7 +91,8 @@ each_model = each(QUICK)
 def model(name, dtype="float32"):
     """The model's compiled functions and its weights; compiled once for all tests."""
     init, apply = seqjax.purify(MODELS[name](dtype))
-    params = oracles.random_like(np.random.default_rng(0), jax.eval_shape(init, jax.random.key(0)))
+    # Not larger: without norms the scores of the second layer would be hundreds, and so would what rounding does there.
+    params = oracles.random_like(np.random.default_rng(0), jax.eval_shape(init, jax.random.key(0)), 0.4)
     return SimpleNamespace(
         apply=apply,
         params=params,
@@ -205,7 +213,7 @@ def memorise(name):
     return train.make_step(loss_fn, optimizer), start, tokens
 
 
-@each(("rnn_lm-lstm-tied-2",), without=("fixed_window-bigram",))  # one token does not tell the rows apart
+@each(("rnn_lm-lstm-tied-2",), TRAINED)
 def test_overfits_a_toy_batch(name):
     train_step, start, tokens = memorise(name)
 
@@ -222,7 +230,7 @@ def test_overfits_a_toy_batch(name):
     assert not np.any(metrics["skipped"][0])
 
 
-@each(("rnn_lm-elman-2",))
+@each(("rnn_lm-elman-2",), TRAINED)
 def test_a_vmapped_study_is_single_runs(name):
     """Three seeds, each with hyperparameters of its own, in one program."""
     train_step, start, tokens = memorise(name)

@@ -37,8 +37,8 @@ def workplace(tmp_path_factory):
             Path(f"ptb/ptb.{split}.txt").write_text(text)
         evaluated, original = [], lm_runs.make_evaluate
 
-        def counting(config, model, array):
-            evaluate = original(config, model, array)
+        def counting(config, model, array, tokenizer=None):
+            evaluate = original(config, model, array, tokenizer)
 
             def count(params):
                 evaluated.append(len(array))
