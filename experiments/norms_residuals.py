@@ -99,8 +99,7 @@ class Config:
     characters: Part = Part(
         norms=("none", "layer"),
         depths=(2, 6),
-        width=48,
-        lrs=(1e-3, 3e-3, 1e-2),
+        lrs=(1e-3, 3e-3, 1e-2, 3e-2),
         seeds=1,
         optimizer="adamw",
         batch_size=16,
@@ -539,8 +538,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
                 panels[part].plot(depths, values, label=label, **style)
             if own and part == "digits":
                 deepest = max(own, key=lambda r: r.unit.depth).gradients
-                style = {**style, "markevery": [0, len(deepest) - 1]}
-                panels["gradients"].plot(range(1, len(deepest) + 1), deepest, **style)
+                ends = max(1, len(deepest) - 1)
+                panels["gradients"].plot(range(1, len(deepest) + 1), deepest, markevery=ends, **style)
     panels["digits"].set(xlabel="depth (blocks)", ylabel="test accuracy", xscale="log", title="digits")
     panels["gradients"].set(
         xlabel="block", ylabel="norm of the first gradient", yscale="log", title="digits, the deepest network"

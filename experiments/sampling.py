@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import lm_runs
@@ -27,7 +26,6 @@ from seqjax import decoding, losses
 from seqjax.config import newest_run, run_experiment
 from seqjax.errors import InputError
 from seqjax.metrics import distinct, entropy
-from seqjax.text import EOS
 
 NAME = "sampling"
 EXPERIMENTS = ("char_lm", "word_lm")
@@ -74,21 +72,9 @@ def draw(
     model: lm_runs.Model, params: Any, first: int, *, temperature: float, samples: int, length: int, seed: int
 ) -> tuple[list[np.ndarray], float]:
     """Texts that follow the token ``first``, without it, and the mean log-probability of their tokens."""
-    state = model.apply(params, samples, method="init_state")
-    prompts, lengths = jnp.full((samples, 1), first, jnp.int32), jnp.ones(samples, jnp.int32)
-    state, logits = model.apply(params, state, prompts, lengths, method="prefill")
-    drawn = jax.device_get(
-        decoding.sample(
-            model.step,
-            params,
-            state,
-            logits,
-            jax.random.key(seed),
-            max_length=length,
-            temperature=temperature,
-            eos=EOS,
-        )
-    )
+    prompt, key = np.array([first], np.int32), jax.random.key(seed)
+    drawn = lm_runs.continuations(model, params, prompt, samples, key, max_length=length, temperature=temperature)
+    drawn = jax.device_get(drawn)
     texts = [row[:n] for row, n in zip(drawn.tokens, drawn.lengths, strict=True)]
     return texts, float(drawn.scores.sum() / drawn.lengths.sum())
 

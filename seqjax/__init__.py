@@ -12,6 +12,7 @@ from seqjax import convert as convert
 from seqjax import decoding as decoding
 from seqjax import layers as layers
 from seqjax import losses as losses
+from seqjax import metrics as metrics
 from seqjax import normalization as normalization
 from seqjax import positions as positions
 from seqjax.cells import CELLS as CELLS

@@ -20,9 +20,9 @@ V, B, T = 11, 3, 6
 LENGTHS = np.array([T, 2, 4], np.int32)
 
 
-def rnn(cell, tied, n_layers):
+def rnn(cell, tied, n_layers, **options):
     def build(dtype):
-        config = rnn_lm.Config(cell, 8 if tied else 6, 8, n_layers, tied, dtype)
+        config = rnn_lm.Config(cell, 8 if tied else 6, 8, n_layers, tied, dtype, **options)
         return lambda key: rnn_lm.RNNLM(config, V, rngs=nnx.Rngs(key))
 
     return build
@@ -55,6 +55,7 @@ MODELS = {
     for n_layers in (1, 2)
     if cell == "lstm" or (n_layers == 2 and not tied)
 } | {
+    "rnn_lm-awd": rnn("lstm", True, 2, variational=True, word_dropout=0.1, weight_drop=0.3),
     "fixed_window-bigram": fixed_window(n_layers=0),
     "fixed_window-mlp": fixed_window(fuse=4),
     "fixed_window-tree": fixed_window(fuse=2, n_layers=2, norm=True),

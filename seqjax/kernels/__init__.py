@@ -1,4 +1,7 @@
-"""How recurrences are made fast. Users call ``seqjax.unroll``; every implementation here has the one signature
+"""How recurrences, attention and the cross-entropy of large vocabularies are made fast.
+
+Users call ``seqjax.unroll``, `seqjax.attention` and `seqjax.losses`. Every implementation of a recurrence here has the
+one signature
 
     (cell, params, start, carry, xs, valid, resets, reverse) -> (carry, ys)
 
