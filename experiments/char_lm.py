@@ -96,7 +96,7 @@ PRESETS = {
         ),
     ),
     "transformer": (
-        "the plays with a Transformer with rotary positions, about 3 minutes on 2 cores",
+        "the plays, a Transformer with rotary positions",
         Config(
             model=transformer_lm.TransformerConfig(context=128),
             hyper=train.Hyper(lr=2e-3, weight_decay=0.1),

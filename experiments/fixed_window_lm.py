@@ -64,7 +64,7 @@ class Config:
 
 
 PRESETS = {
-    "mlp3": ("Bengio et al. with 3 characters, about a minute on 2 cores", Config()),
+    "mlp3": ("Bengio et al. with 3 characters", Config()),
     "bigram": (
         "one character: a table of bigrams, seconds",
         Config(

@@ -57,7 +57,12 @@ def build(model_config: Any, vocab_size: int) -> Model:
 
 def check_sizes(config: Any) -> None:
     """Raise `InputError` for a size out of range."""
-    for name, least in {"batch_size": 1, "window": 1, "accumulate": 1, "warmup": 0}.items():
+    longest = getattr(config.model, "longest", None)
+    if longest is not None and config.window > longest:
+        raise InputError(
+            f"window={config.window}; this model has learned positions for {longest} tokens (model.context)."
+        )
+    for name, least in {"seed": 0, "batch_size": 1, "window": 1, "accumulate": 1, "warmup": 0}.items():
         if getattr(config, name) < least:
             raise InputError(f"{name}={getattr(config, name)}; it must be at least {least}.")
 
@@ -101,7 +106,9 @@ def make_loss(config: Any, model: Model) -> Callable:
 def make_evaluate(
     config: Any, model: Model, array: np.ndarray, tokenizer: Tokenizer | None = None
 ) -> Callable[[Any], dict[str, float]]:
-    """``params -> {loss, bits, perplexity, accuracy}`` over every token of ``array``, the state carried throughout.
+    """``params -> {loss, bits, perplexity, accuracy}`` over every token of ``array``.
+
+    What a model carries is carried throughout. A Transformer carries nothing: it begins every window anew.
 
     With a tokenizer whose tokens are the text, whole (characters, bytes, subwords), also bits_per_byte of UTF-8: by it
     models with different vocabularies can be compared.
@@ -268,8 +275,8 @@ def generate(model: Model, params: Any, tokenizer: Tokenizer, options: SampleOpt
         raise InputError(f"prompt={prompt!r} holds no token; give at least one.")
     if model.longest is not None and ids.size + options.length > model.longest + 1:
         raise InputError(
-            f"length={options.length} after a prompt of {ids.size}: this model has learned positions for a text of "
-            f"{model.longest} tokens, so that length can be {max(0, model.longest + 1 - ids.size)} at most."
+            f"a prompt of {ids.size} and length={options.length}: this model has learned positions for {model.longest} "
+            f"tokens; both together can be {model.longest + 1}."
         )
     drawn = continuations(
         model,

@@ -9,7 +9,8 @@
 
 In a folder each line is a sentence whose words stand between spaces; the end of a line is a token (the <eos> of the
 literature), <unk> is as in the files, and the state is carried from sentence to sentence. summary.json has the metrics
-of the validation split and the perplexity of every split. Results and times are in experiments/README.md.
+of the validation split and the perplexity of every split, of train for as much text as validation has. Results and
+times are in experiments/README.md.
 """
 
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def every(steps: int, parts: int) -> train.Loop:
 
 PRESETS = {
     "shakespeare": (
-        "34 plays, tied LSTM of 2 layers of 200; minutes on a laptop",
+        "34 plays, tied LSTM of 2 layers of 200",
         Config(
             data=Data(min_count=5),
             model=rnn_lm.Config(d_embed=200, d_hidden=200, n_layers=2, tied=True, variational=True),

@@ -26,7 +26,7 @@ from seqjax.scores import dot as dot
 from seqjax.scores import general as general
 from seqjax.scores import location as location
 from seqjax.scores import scaled_dot as scaled_dot
-from seqjax.types import Array, Float, Int, PRNGKey
+from seqjax.types import Array, Float, PRNGKey
 
 IMPLEMENTATIONS = ("reference", "chunked", "xla", "cudnn")
 
@@ -41,7 +41,7 @@ def dot_product_attention(
     mask: Array | None = None,
     bias: Array | None = None,
     segment_ids: Array | tuple[Array, Array] | None = None,
-    q_offset: int | Int[Array, ""] | None = None,
+    q_offset: int | Array | None = None,
     score_mod: Callable | None = None,
     score_args: tuple = (),
     scale: float | None = None,
@@ -52,8 +52,8 @@ def dot_product_attention(
         z = score_mod(q kᵀ / √D) + bias
         y = softmax over the kept keys (z) v
 
-    Products run in the dtype of the inputs, sums and exponentials in float32 (float64 for float64). A query that keeps
-    no key gives 0.
+    Products run in the dtype of the inputs, sums and exponentials in float32 (float64 for float64, but with "xla" and
+    "cudnn"). A query that keeps no key gives 0.
 
     Args:
       q: queries ``[B, T, N, D]``.
@@ -68,13 +68,14 @@ def dot_product_attention(
       q_offset: the position of the first query among the keys, an integer, traced or not.
       score_mod: ``(z [B, N, t, s], q_positions [t], k_positions [s], *score_args) -> z``, such as
         `seqjax.positions.alibi`; called block by block. A function that closes over no traced value.
-      score_args: arrays of floats for ``score_mod``; they have gradients.
+      score_args: floats or arrays of them for ``score_mod``; they have gradients.
       scale: instead of 1/√D.
-      implementation: None to choose by size, or
+      implementation: None to choose by size (for forward-mode or second derivatives, name "reference"), or
         "reference": all scores at once, differentiable in every mode;
         "chunked": block by block, memory linear in T and S, blocks skipped that causal or window empties; reverse mode
         only, first derivatives;
-        "xla", "cudnn": `jax.nn.dot_product_attention`, without ``score_mod``.
+        "xla", "cudnn": `jax.nn.dot_product_attention`, without ``score_mod``; a query whose biases are all -inf gives
+        NaN there.
 
     Raises:
       InputError: shapes or options that do not fit.
@@ -85,7 +86,7 @@ def dot_product_attention(
     [0.  0.5 1. ]
     """
     causal = causal or window is not None
-    _check(q, k, v, causal, window, mask, bias, segment_ids, q_offset, implementation)
+    _check(q, k, v, causal, window, mask, bias, segment_ids, q_offset, scale, score_args, implementation)
     if implementation is None:
         implementation = _choose(q.shape[1], k.shape[1])
     static = Static(
@@ -99,7 +100,7 @@ def dot_product_attention(
     )
     inputs, fixed = _arranged(q, k, v, mask, bias, segment_ids, q_offset, score_args)
     if implementation in ("xla", "cudnn"):
-        return _jax_nn(static, inputs, fixed, q, k, v, bias, implementation)
+        return _jax_nn(static, inputs, fixed, q, k, v, bias, q_offset is not None, implementation)
     if implementation == "chunked":
         y = _chunked(static, inputs, fixed)
     else:
@@ -117,7 +118,7 @@ def attention_weights(
     mask: Array | None = None,
     bias: Array | None = None,
     segment_ids: Array | tuple[Array, Array] | None = None,
-    q_offset: int | Int[Array, ""] | None = None,
+    q_offset: int | Array | None = None,
     score_mod: Callable | None = None,
     score_args: tuple = (),
     scale: float | None = None,
@@ -129,7 +130,7 @@ def attention_weights(
      [0.5 0.5]]
     """
     causal = causal or window is not None
-    _check(q, k, k, causal, window, mask, bias, segment_ids, q_offset, None)
+    _check(q, k, k, causal, window, mask, bias, segment_ids, q_offset, scale, score_args, None)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     static = Static(causal, window, scale, score_mod, q.shape[1], k.shape[1], k.shape[1])
     inputs, fixed = _arranged(q, k, k, mask, bias, segment_ids, q_offset, score_args)
@@ -279,7 +280,7 @@ def _chunked(static: Static, inputs: Inputs, fixed: Fixed) -> Array:
     return y[..., :n, :]
 
 
-def _jax_nn(static, inputs, fixed, q, k, v, bias, implementation):
+def _jax_nn(static, inputs, fixed, q, k, v, bias, shifted, implementation):
     """JAX's own attention."""
     if static.score_mod is not None:
         raise InputError(f"implementation={implementation!r} has no score_mod; use 'chunked', 'reference' or None")
@@ -289,7 +290,7 @@ def _jax_nn(static, inputs, fixed, q, k, v, bias, implementation):
     attend = partial(jax.nn.dot_product_attention, q, k, v, bias, scale=static.scale, implementation=implementation)
     if keep is None:
         return attend()
-    if fixed.mask is None and fixed.segments is None and static.window is None and q.shape[1] == k.shape[1]:
+    if fixed.mask is None and fixed.segments is None and static.window is None and not shifted:
         return attend(is_causal=True)
     y = attend(mask=keep)
     # Where nothing is kept, jax.nn averages all values.
@@ -318,7 +319,9 @@ def _arranged(q, k, v, mask, bias, segment_ids, q_offset, score_args) -> tuple[I
     return inputs, Fixed(grouped(mask), segments, jnp.asarray(0 if q_offset is None else q_offset, jnp.int32))
 
 
-def _check(q, k, v, causal, window, mask, bias, segment_ids, q_offset, implementation):
+def _check(q, k, v, causal, window, mask, bias, segment_ids, q_offset, scale, score_args, implementation):
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or 0 in (*q.shape, *k.shape):
+        raise InputError(f"q {q.shape}, k {k.shape} and v {v.shape} must be [batch, length, heads, size], not empty")
     (b, t, n, d), (s, n_kv) = q.shape, k.shape[1:3]
     if k.shape[0] != b or k.shape[3] != d or v.shape[:3] != k.shape[:3]:
         raise InputError(
@@ -328,6 +331,12 @@ def _check(q, k, v, causal, window, mask, bias, segment_ids, q_offset, implement
         raise InputError(f"q has {n} heads, no multiple of the {n_kv} of k")
     if causal and t != s and q_offset is None:
         raise InputError(f"causal attention of {t} queries to {s} keys: say with q_offset where the queries begin")
+    if q_offset is not None and (jnp.ndim(q_offset) or not jnp.issubdtype(jnp.result_type(q_offset), jnp.integer)):
+        raise InputError(f"q_offset must be one integer for all rows, not {q_offset}")
+    if not (scale is None or isinstance(scale, int | float)):
+        raise InputError(f"scale must be a Python number, not {scale}; scale q by what is traced")
+    if not all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in jax.tree.leaves(score_args)):
+        raise InputError("score_args must be floats, since they have gradients: cast integers before")
     if window is not None and window < 1:
         raise InputError(f"window must be at least 1, not {window}; None sees all keys")
     for name, x in (("mask", mask), ("bias", bias)):

@@ -9,6 +9,7 @@ how long ago a column was written is the same for all rows.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from seqjax.attention import dot_product_attention, softmax
+from seqjax.errors import InputError
 from seqjax.types import Array, Float, Int
 
 
@@ -40,8 +42,8 @@ def start(batch: int) -> Places:
 
 def empty(batch: int, n_kv_heads: int, length: int, d_head: int, dtype) -> Cache:
     """A cache of ``length`` columns."""
-    zeros = jnp.zeros((batch, n_kv_heads, length, d_head), dtype)
-    return Cache(zeros, zeros)
+    shape = batch, n_kv_heads, length, d_head
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))  # two buffers, so that both can be donated
 
 
 def advance(places: Places, n_columns: int, lengths: Int[Array, "B"] | None) -> Places:
@@ -73,7 +75,12 @@ def attend(
       lengths: int [B], how many of the T tokens each row has; None is a step, of one token in each row.
       score_mod: as in `dot_product_attention`; it may add to the scores what depends on distances.
       score_args: its arrays.
+
+    Raises:
+      InputError: several tokens, and no lengths.
     """
+    if lengths is None and q.shape[1] != 1:
+        raise InputError(f"a step reads one token a row, not {q.shape[1]}; give lengths to read several")
     if lengths is None:
         return _step(cache, places, q, k, v, score_mod, score_args)
     return _prefill(cache, places, q, k, v, lengths, score_mod, score_args)
@@ -101,24 +108,23 @@ def _step(cache, places, q, k, v, score_mod, score_args):
 
 def _prefill(cache, places, q, k, v, lengths, score_mod, score_args):
     """Attend to the old columns, oldest first, and to the new ones; keep the last S tokens of each row."""
+    attend = partial(dot_product_attention, window=cache.k.shape[2], score_mod=score_mod, score_args=score_args)
     n_columns, n_new = cache.k.shape[2], q.shape[1]
     columns = jnp.arange(n_columns, dtype=jnp.int32)[None]
     oldest_first = (places.cursor + columns[0]) % n_columns
+    new_k, new_v = k, v
     k, v = (
         jnp.concatenate([jnp.moveaxis(jnp.take(old, oldest_first, axis=2), 2, 1), new.astype(old.dtype)], axis=1)
         for old, new in zip(cache, (k, v), strict=True)
     )
     known = columns >= n_columns - places.lengths[:, None]
     real = jnp.arange(n_new, dtype=jnp.int32)[None] < lengths[:, None]
-    y = dot_product_attention(
-        q,
-        k,
-        v,
-        window=n_columns,
-        mask=jnp.concatenate([known, real], axis=1)[:, None, None],
-        q_offset=n_columns,
-        score_mod=score_mod,
-        score_args=score_args,
+    mask = jnp.concatenate([known, real], axis=1)[:, None, None]
+    # A first prompt does not look at the empty columns, which may be many more than its own.
+    y = lax.cond(
+        jnp.any(places.lengths > 0),
+        lambda: attend(q, k, v, mask=mask, q_offset=n_columns),
+        lambda: attend(q, new_k, new_v),
     )
     last = lengths[:, None] + columns
     kept = (jnp.take_along_axis(x, last[:, :, None, None], axis=1, mode="clip") for x in (k, v))

@@ -301,11 +301,6 @@ def _names(kind, start=None):
     return paths
 
 
-def _members(kind):
-    """The types of a union; of any other type, itself."""
-    return typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
-
-
 def _overview(description, presets, commands):
     default, *_ = presets
     lines = {"presets": {name: text + " (default)" * (name == default) for name, (text, _) in presets.items()}}
@@ -383,7 +378,7 @@ def _to_json(value, name):
 def _from_json(value, kind, name) -> Any:
     """The value of type `kind` that `_to_json` wrote as `value`; `name` is where it stands in the file."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if len(_members(kind)) > 1:
+    if origin in (Union, types.UnionType):
         return _from_union(value, args, name)
     if origin is Literal:
         if any(type(value) is type(choice) and value == choice for choice in args):

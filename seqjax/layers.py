@@ -29,7 +29,7 @@ def dropout(
 
 
 def flat(x: Float[Array, "*B n"]) -> Float[Array, "*rows n"]:
-    """All rows of an array on one axis, where they lie on one CPU; else x.
+    """All rows of an array on one axis, on a CPU and without Explicit sharding; else x.
 
     XLA:CPU transposes in memory to contract several axes, as the gradient of a matrix does: a third of the time of a
     small Transformer's backward pass.

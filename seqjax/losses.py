@@ -84,6 +84,8 @@ def log_uniform(key: PRNGKey, vocab_size: int, n: int) -> tuple[Array, Array]:
     >>> print(ids.shape, f"{jnp.exp(log_q).sum():.3f}")
     (5,) 1.000
     """
+    if vocab_size < 1 or n < 1:
+        raise InputError(f"vocab_size={vocab_size} and n={n} must be at least 1")
     ids = jnp.exp(jax.random.uniform(key, (n,)) * math.log(vocab_size + 1)).astype(jnp.int32) - 1
     log_q = jnp.log(jnp.log1p(1 / jnp.arange(1, vocab_size + 1, dtype=jnp.float32)) / math.log(vocab_size + 1))
     return jnp.clip(ids, 0, vocab_size - 1), log_q
@@ -335,6 +337,8 @@ def _sampled(hidden, table, targets, negatives, log_q, bias, where) -> tuple[Arr
     check_linear(hidden, table, targets, bias)
     if negatives.ndim != 1 or log_q.shape != table.shape[:1]:
         raise InputError(f"negatives {negatives.shape} and log_q {log_q.shape} must be [S] and [V], V = {len(table)}")
+    if negatives.size == 0:
+        raise InputError("there are no negatives; draw at least one, for example with log_uniform")
     dtype = np.promote_types(hidden.dtype, np.float32)
     weight, index = weights(targets, where, len(table), dtype)
     hidden = kept(weight, hidden)

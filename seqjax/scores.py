@@ -14,7 +14,8 @@ import numpy as np
 
 from seqjax.errors import InputError
 from seqjax.kernels.attention import softmax
-from seqjax.types import Array, Bool, Float, PRNGKey
+from seqjax.layers import affine
+from seqjax.types import Array, Float, PRNGKey
 
 
 def attend(
@@ -23,7 +24,7 @@ def attend(
     v: Float[Array, "B S F"] | None = None,
     *,
     score: Callable[[Array, Array], Array] | None = None,
-    mask: Bool[Array, "#B #T S"] | None = None,
+    mask: Array | None = None,
 ) -> tuple[Float[Array, "B T F"], Float[Array, "B T S"]]:
     """One head of attention with any score function: ``(contexts, weights)`` (Bahdanau et al., 2015).
 
@@ -35,14 +36,20 @@ def attend(
       k: keys, such as the states of an encoder, or what `Score.keys` makes of them.
       v: values, by default the keys.
       score: any ``(q, k) -> [B, T, S]``; None is `scaled_dot`. With parameters: ``partial(general, w=w)``.
-      mask: ``[B|1, T|1, S]``, True = keep. A query that keeps no key gets 0.
+      mask: bool ``[B|1, T|1, S|1]``, True = keep. A query that keeps no key gets 0.
+
+    Raises:
+      InputError: the mask is not bool, or does not fit.
 
     >>> contexts, weights = attend(jnp.ones((1, 2, 3)), jnp.ones((1, 4, 3)), score=dot)
     >>> contexts.shape, weights.shape
     ((1, 2, 3), (1, 2, 4))
     """
     z = (score or scaled_dot)(q, k)
-    # numpy's promote_types: jax's refuses to mix dtypes under strict promotion.
+    if mask is not None and mask.dtype != bool:
+        raise InputError(f"mask must be bool (True = keep), not {mask.dtype}")
+    if mask is not None and (mask.ndim != 3 or any(n not in (1, m) for n, m in zip(mask.shape, z.shape, strict=True))):
+        raise InputError(f"mask {mask.shape} does not fit scores {z.shape}: each axis has that length, or 1")
     z = z.astype(np.promote_types(z.dtype, np.float32))
     weights = softmax(z, mask)
     v = k if v is None else v
@@ -50,8 +57,9 @@ def attend(
 
 
 def dot(q: Float[Array, "B T D"], keys: Float[Array, "B S D"]) -> Float[Array, "B T S"]:
-    """q · k (Luong et al., 2015)."""
-    return jnp.einsum("btd,bsd->bts", q, keys)
+    """q · k, accumulated in at least float32 (Luong et al., 2015)."""
+    # numpy's promote_types: jax's refuses to mix dtypes under strict promotion.
+    return jnp.einsum("btd,bsd->bts", q, keys, preferred_element_type=np.promote_types(q.dtype, np.float32))
 
 
 def scaled_dot(q: Float[Array, "B T D"], keys: Float[Array, "B S D"]) -> Float[Array, "B T S"]:
@@ -62,8 +70,9 @@ def scaled_dot(q: Float[Array, "B T D"], keys: Float[Array, "B S D"]) -> Float[A
 def cosine(
     q: Float[Array, "B T D"], keys: Float[Array, "B S D"], *, g: Float[Array, ""] | float = 1.0
 ) -> Float[Array, "B T S"]:
-    """g q · k / (|q| |k|), with a sharpness g (Graves et al., 2014)."""
-    return jnp.asarray(g, q.dtype) * dot(_unit(q), _unit(keys))
+    """g q · k / (|q| |k|), with a sharpness g (Graves et al., 2014); 1e-12 is added to the squares of both norms."""
+    z = dot(_unit(q), _unit(keys))
+    return jnp.asarray(g, z.dtype) * z
 
 
 def general(q: Float[Array, "B T D"], keys: Float[Array, "B S E"], *, w: Float[Array, "D E"]) -> Float[Array, "B T S"]:
@@ -80,10 +89,9 @@ def additive(
     w_score: Float[Array, "A"],
 ) -> Float[Array, "B T S"]:
     """tanh(q w_q + keys + b) · w_score, of keys that are projected already: k w_k (Bahdanau et al., 2015)."""
-    h = (q @ w_q.astype(q.dtype))[:, :, None]
+    h = affine(q, w_q, b)[:, :, None]
     shape = (*h.shape[:2], *keys.shape[1:])
-    h = jnp.broadcast_to(h, shape) + jnp.broadcast_to(keys[:, None], shape) + jnp.broadcast_to(b.astype(q.dtype), shape)
-    return jnp.tanh(h) @ w_score.astype(q.dtype)
+    return jnp.tanh(jnp.broadcast_to(h, shape) + jnp.broadcast_to(keys[:, None], shape)) @ w_score.astype(q.dtype)
 
 
 def location(
@@ -102,7 +110,9 @@ def location(
 
 
 def _unit(x):
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny))
+    # 1e-12: padded states are 0, and there the derivative must be finite.
+    wide = x.astype(np.promote_types(x.dtype, np.float32))
+    return (wide * jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + 1e-12)).astype(x.dtype)
 
 
 class Score(NamedTuple):
@@ -119,10 +129,7 @@ class Score(NamedTuple):
 
 
 def _score(function, init, project=lambda params, k: k) -> Score:
-    own = ("w_k",)  # what `project` has used
-    return Score(
-        init, project, lambda params, q, k: function(q, k, **{name: x for name, x in params.items() if name not in own})
-    )
+    return Score(init, project, lambda params, q, k: function(q, k, **params))
 
 
 def _normal(key, fan_in, *shape):
@@ -152,7 +159,11 @@ SCORES: dict[str, Score] = {
         cosine, lambda key, d_query, d_key, d_score, length: {**_same_size(d_query, d_key), "g": jnp.array(10.0)}
     ),
     "general": _score(general, lambda key, d_query, d_key, d_score, length: {"w": _normal(key, d_key, d_query, d_key)}),
-    "additive": _score(additive, _init_additive, lambda params, k: k @ params["w_k"].astype(k.dtype)),
+    "additive": Score(
+        _init_additive,
+        lambda params, k: k @ params["w_k"].astype(k.dtype),
+        lambda params, q, k: additive(q, k, w_q=params["w_q"], b=params["b"], w_score=params["w_score"]),
+    ),
     "location": _score(
         location,
         lambda key, d_query, d_key, d_score, length: {

@@ -1,5 +1,6 @@
 """The parts of a Transformer layer, as pure functions: weights, MLP, and where norm and residual stand."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -30,12 +31,12 @@ class Style(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """Weights of one layer; the biases are None where there are none."""
+    """Weights of one layer; what its style or ``bias`` leaves out is None."""
 
     attention: MultiHead
-    g_attention: Array  # [D]
+    g_attention: Array | None  # [D]
     b_attention: Array | None
-    g_mlp: Array  # [D]
+    g_mlp: Array | None  # [D]
     b_mlp: Array | None
     w_in: Array  # [D, F]
     b_in: Array | None
@@ -50,6 +51,7 @@ def init_layer(
     *,
     n_kv_heads: int | None = None,
     d_ff: int | None = None,
+    style: Style,
     bias: bool = True,
     gain: float = 1.0,
 ) -> Layer:
@@ -66,10 +68,8 @@ def init_layer(
 
     return Layer(
         heads._replace(w_o=gain * heads.w_o),
-        jnp.ones(d_model),
-        zeros(d_model),
-        jnp.ones(d_model),
-        zeros(d_model),
+        *init_norm(style, d_model, bias=bias),
+        *init_norm(style, d_model, bias=bias),
         jax.random.normal(keys[1], (d_model, d_ff)) / math.sqrt(d_model),
         zeros(d_ff),
         jax.random.normal(keys[2], (d_ff, d_model)) * (gain / math.sqrt(d_ff)),
@@ -77,18 +77,26 @@ def init_layer(
     )
 
 
+def init_norm(style: Style, d_model: int, *, bias: bool = True) -> tuple[Array | None, Array | None]:
+    """``(g, b)`` of a norm: 1 and 0; None for what the style does not use."""
+    if style.place == "none":
+        return None, None
+    return jnp.ones(d_model), jnp.zeros(d_model) if bias and style.norm == "layer" else None
+
+
 def mlp(params: Layer, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """gelu(x w_in + b_in) w_out + b_out (Hendrycks and Gimpel, 2016, in its tanh form)."""
     return affine(jax.nn.gelu(affine(x, params.w_in, params.b_in)), params.w_out, params.b_out)
 
 
-def normalize(style: Style, x: Float[Array, "B T D"], g: Array, b: Array | None) -> Float[Array, "B T D"]:
+def normalize(style: Style, x: Float[Array, "B T D"], g: Array | None, b: Array | None) -> Float[Array, "B T D"]:
     """Layer norm or RMS norm, which has no b."""
+    assert g is not None, "init_norm gives a gain to every style with a norm"
     return layer_norm(x, g, b) if style.norm == "layer" else rms_norm(x, g)
 
 
 def sublayer(
-    style: Style, f: Callable[[Array], Array], x: Float[Array, "B T D"], g: Array, b: Array | None
+    style: Style, f: Callable[[Array], Array], x: Float[Array, "B T D"], g: Array | None, b: Array | None
 ) -> Float[Array, "B T D"]:
     """f between norm and residual, as `Style` says."""
     y = f(normalize(style, x, g, b) if style.place == "pre" else x)
@@ -100,5 +108,5 @@ def dropper(rate: Scalar, key: PRNGKey | None) -> Callable[[Array], Array]:
     """Dropout with another key at every call; without a key the identity."""
     if key is None:
         return lambda x: x
-    calls = iter(range(1 << 30))
+    calls = itertools.count()
     return lambda x: apply_dropout(jax.random.fold_in(key, next(calls)), x, rate)

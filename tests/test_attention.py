@@ -135,6 +135,16 @@ def test_jax_nn_is_another_implementation(name):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_an_offset_counts_with_jax_nn_too():
+    (q, k, v), e = on_device(arrays(), jnp.float32), D
+    for offset in (2, -2):
+        found, expected = (
+            dot_product_attention(q, k, v[..., :e], causal=True, q_offset=offset, implementation=name)
+            for name in ("xla", "reference")
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 def test_low_precision(implementation):
     exact = on_device(arrays(), jnp.float32)
@@ -266,6 +276,10 @@ def test_initial_variance_is_that_of_the_inputs(key):
         ({"mask": jnp.ones((2, 1, 5, 5))}, "mask must be bool"),
         ({"bias": jnp.ones((5, 5))}, r"bias \(5, 5\) does not fit"),
         ({"segment_ids": jnp.zeros((2, 4), int)}, "segment_ids .* do not fit"),
+        ({"k": (2, 0, 2, 4), "v": (2, 0, 2, 4)}, "not empty"),
+        ({"q_offset": jnp.zeros(2, int), "causal": True}, "q_offset must be one integer for all rows"),
+        ({"q_offset": jnp.array(0.5)}, "q_offset must be one integer"),
+        ({"score_mod": positions.soft_cap, "score_args": (50,)}, "score_args must be floats"),
         ({"implementation": "flash"}, "implementation='flash'; choose from reference, chunked, xla, cudnn"),
         ({"implementation": "xla", "score_mod": positions.soft_cap, "score_args": (3.0,)}, "'xla' has no score_mod"),
     ],

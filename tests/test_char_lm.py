@@ -154,7 +154,7 @@ def test_sample(workplace, capsys):
         ("--data.path text.txt --data.min_count 99999", "data.min_count=99999 leaves the vocabulary empty"),
         ("--data.path invalid.txt", f"invalid.txt: byte {len(TEXT)} is not valid UTF-8"),
         ("--data.path invalid.txt --data.fraction 0.4", f"invalid.txt: byte {len(TEXT)} is not valid UTF-8"),
-        ("--data.path text.txt --seed -1", "seed: -1 is negative"),
+        ("--data.path text.txt --seed -1", "seed=-1; it must be at least 0"),
         ("--data.path text.txt --hyper.dropout 1.5", "hyper.dropout=1.5; it must be at least 0 and below 1"),
         ("--data.path text.txt --hyper.lr nan", "hyper.lr=nan; it must be at least 0"),
         ("--model.n_layers 0", "model.n_layers=0; it must be at least 1"),

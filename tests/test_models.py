@@ -39,7 +39,7 @@ def fixed_window(**options):
 def transformer(**options):
     def build(dtype):
         config = transformer_lm.TransformerConfig(
-            d_model=12, n_layers=2, context=T, dtype=dtype, **{"n_heads": 2, **options}
+            d_model=12, context=T, dtype=dtype, **{"n_heads": 2, "n_layers": 2, **options}
         )
         return lambda key: transformer_lm.TransformerLM(config, V, rngs=nnx.Rngs(key))
 
@@ -64,7 +64,7 @@ MODELS = {
     "transformer-sinusoidal": transformer(positions="sinusoidal", norm_place="post"),
     "transformer-alibi": transformer(positions="alibi", norm="rms"),
     "transformer-t5": transformer(positions="t5", residual=False),
-    "transformer-none": transformer(positions="none", norm_place="none"),
+    "transformer-none": transformer(positions="none", norm_place="none", n_layers=1),
 }
 # A few cells, and every value of the options; the rest is left to the full run.
 QUICK = (

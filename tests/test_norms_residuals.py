@@ -116,7 +116,7 @@ def test_rows_of_text():
 
 # --- the command line
 
-WORDS = ("smoke", "--digits.norms", "batch", "--digits.lrs", "0.1", "1e30", "--data.path", "text.txt", "--run", "run")
+WORDS = ("smoke", "--digits.lrs", "0.1", "1e30", "--data.path", "text.txt", "--run", "run")
 
 
 def main(*words):

@@ -60,7 +60,8 @@ def run(tmp_path_factory):
     """The run directory of a model that was never trained, as if of char_lm."""
     directory = tmp_path_factory.mktemp("run")
     config = char_lm.Config(
-        model=TransformerConfig(d_model=8, n_heads=2, n_layers=1, context=CONTEXT, positions="learned")
+        model=TransformerConfig(d_model=8, n_heads=2, n_layers=1, context=CONTEXT, positions="learned"),
+        window=CONTEXT,
     )
     write_config(directory, "char_lm", config, [])
     corpus = {"train": [(TEXT, False)], "validation": [(TEXT[:200], False)]}

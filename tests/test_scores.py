@@ -20,7 +20,7 @@ def oracle(name, p, q, k, j):
     return {
         "dot": lambda: q @ k,
         "scaled_dot": lambda: q @ k / np.sqrt(D),
-        "cosine": lambda: p["g"] * (q @ k) / (np.linalg.norm(q) * np.linalg.norm(k)),
+        "cosine": lambda: p["g"] * (q @ k) / np.sqrt((q @ q + 1e-12) * (k @ k + 1e-12)),
         "general": lambda: q @ p["w"] @ k,
         "additive": lambda: np.tanh(q @ p["w_q"] + k @ p["w_k"] + p["b"]) @ p["w_score"],
         "location": lambda: q @ p["w"][:, j] + p["b"][j],
@@ -63,6 +63,30 @@ def test_a_query_that_keeps_nothing_gets_zero(key):
     f = lambda q: attend(q, k, mask=jnp.zeros((1, 1, T), bool))[0]  # noqa: E731
     np.testing.assert_array_equal(f(q), 0)
     np.testing.assert_array_equal(jax.grad(lambda q: jnp.sum(f(q)))(q), 0)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_padded_states_have_finite_gradients(name):
+    params = made(name)
+    mask = jnp.asarray(np.arange(S) < 3)[None, None]
+    k = jnp.ones((1, S, D)).at[:, 3:].set(0)
+    q = jnp.zeros((1, 1, D))
+
+    def loss(params, q, k):
+        keys = SCORES[name].project(params, k)
+        return jnp.sum(attend(q, keys, k, score=partial(SCORES[name].score, params), mask=mask)[0])
+
+    for gradient in jax.tree.leaves(jax.grad(loss, (0, 1, 2))(params, q, k)):
+        assert jnp.all(jnp.isfinite(gradient))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [(jnp.zeros((1, 1, S)), "mask must be bool"), (jnp.ones((B, S), bool), "does not fit scores")],
+)
+def test_bad_masks(mask, message):
+    with pytest.raises(InputError, match=message):
+        attend(jnp.ones((B, T, D)), jnp.ones((B, S, D)), mask=mask)
 
 
 @pytest.mark.parametrize("name", SCORES)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import seqjax
+from seqjax import caching
 from seqjax.errors import InputError
 from seqjax.models.transformer_lm import TransformerConfig, TransformerLM
 from tests import oracles
@@ -73,6 +74,35 @@ def test_learned_positions_end():
     assert jnp.all(jnp.isfinite(logits))
     _, logits = step(state, jnp.zeros(B, jnp.int32))
     np.testing.assert_array_equal(jnp.all(jnp.isfinite(logits), axis=1), [False, True])
+
+
+def test_padding_beyond_the_learned_positions_harms_nobody():
+    apply, params = made(positions="learned", context=8)
+    tokens = some_tokens()[:, :8]
+    _, expected = apply(params, tokens)
+    prefill = jax.jit(lambda *a: apply(params, *a, method="prefill"))
+    state, _ = prefill(apply(params, B, method="init_state"), tokens[:, :4], jnp.array([4, 4]))
+    _, logits = prefill(state, jnp.pad(tokens[:, 4:], ((0, 0), (0, 2))), jnp.array([4, 1]))
+    np.testing.assert_allclose(logits, expected[np.arange(B), [7, 4]], atol=1e-5)
+
+
+def test_a_state_is_for_decoding_and_can_be_donated():
+    apply, params = made()
+    state = apply(params, B, method="init_state")
+    with pytest.raises(InputError, match="carries no state from call to call; use prefill"):
+        apply(params, some_tokens(), state)
+    jax.jit(lambda state: state, donate_argnums=0)(state)
+    heads = jnp.ones((B, 3, 2, 4))
+    with pytest.raises(InputError, match="a step reads one token a row, not 3"):
+        caching.attend(caching.empty(B, 2, 4, 4, jnp.float32), caching.start(B), heads, heads, heads)
+
+
+@pytest.mark.parametrize("options", [{"norm_place": "none"}, {"norm_place": "post"}, {"norm": "rms"}])
+def test_no_weight_is_idle(options):
+    apply, params = made(**options)
+    gradients = jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(apply(p, some_tokens())[1]))))(params)
+    # The table of tokens has rows for tokens that do not occur; everything else counts.
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients))
 
 
 def test_a_step_writes_one_column():

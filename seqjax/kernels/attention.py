@@ -62,7 +62,16 @@ def scores(
     static: Static, q_at: Array, k_at: Array, q: Array, k: Array, bias: Array | None, score_args: tuple
 ) -> Array:
     """z [B, K, G, t, s] for queries at q_at [t] and keys at k_at [s]: scale q·k, then score_mod, then bias."""
-    z = static.scale * jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=_accumulator(q))
+    return modified(static, q_at, k_at, product(static, q, k), bias, score_args)
+
+
+def product(static: Static, q: Array, k: Array) -> Array:
+    """scale q·k."""
+    return static.scale * jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=_accumulator(q))
+
+
+def modified(static: Static, q_at: Array, k_at: Array, z: Array, bias: Array | None, score_args: tuple) -> Array:
+    """score_mod(z) + bias."""
     if static.score_mod is not None:
         heads = z.reshape(z.shape[0], -1, *z.shape[3:])
         z = static.score_mod(heads, q_at, k_at, *score_args).astype(z.dtype).reshape(z.shape)
@@ -154,26 +163,30 @@ def _backward_rule(static, residuals, dy):
 
         def queries(i, carry):
             (dq, dbias, dargs), dk, dv = carry
-            here = partial(scores, static, *_positions(static, fixed, i, j))
-            z, derivative = jax.vjp(here, *_block(static, inputs, i, j))
+            q, k, bias, args = _block(static, inputs, i, j)
+            here = partial(modified, static, *_positions(static, fixed, i, j))
+            z, derivative = jax.vjp(here, product(static, q, k), bias, args)
             z = masked(z, _mask(static, fixed, i, j))
             p = jnp.exp(z - _cut(lse, 3, i, static.block_q)[..., None])
             d = _cut(dy, 3, i, static.block_q)
             dv = dv + jnp.einsum("bkgts,bkgtd->bksd", p.astype(d.dtype), d, preferred_element_type=dv.dtype)
             dp = jnp.einsum("bkgtd,bksd->bkgts", d, v, preferred_element_type=p.dtype)
-            more = derivative(p * (dp - _cut(inner, 3, i, static.block_q)[..., None]))
-            dq = _add(dq, more[0], {3: i * static.block_q})
-            dbias = None if dbias is None else _add(dbias, more[2], {3: i * static.block_q, 4: j * static.block_k})
-            return (dq, dbias, jax.tree.map(jnp.add, dargs, more[3])), dk + more[1].astype(dk.dtype), dv
+            dz, more_bias, more_args = derivative(p * (dp - _cut(inner, 3, i, static.block_q)[..., None]))
+            # Products in the dtype of the inputs, as forward.
+            dz = (static.scale * dz).astype(q.dtype)
+            more = jnp.einsum("bkgts,bksd->bkgtd", dz, k, preferred_element_type=dq.dtype)
+            dq = _add(dq, more, {3: i * static.block_q})
+            dk = dk + jnp.einsum("bkgts,bkgtd->bksd", dz, q, preferred_element_type=dk.dtype)
+            dbias = None if dbias is None else _add(dbias, more_bias, {3: i * static.block_q, 4: j * static.block_k})
+            dargs = jax.tree.map(lambda total, part: total + part.astype(total.dtype), dargs, more_args)
+            return (dq, dbias, dargs), dk, dv
 
         zeros = jnp.zeros_like(_cut(inputs.k, 2, j, static.block_k), lse.dtype), jnp.zeros_like(v, lse.dtype)
         carry, *grads = lax.fori_loop(*_queries_of(static, fixed, j, n_queries), queries, (carry, *zeros))
         return carry, tuple(grads)
 
-    wide = jax.tree.map(lambda x: jnp.zeros_like(x, lse.dtype), (inputs.q, inputs.bias))
-    (dq, dbias, dargs), (dk, dv) = lax.scan(
-        keys, (*wide, jax.tree.map(jnp.zeros_like, inputs.score_args)), jnp.arange(n_keys, dtype=jnp.int32)
-    )
+    wide = jax.tree.map(lambda x: jnp.zeros_like(x, lse.dtype), (inputs.q, inputs.bias, inputs.score_args))
+    (dq, dbias, dargs), (dk, dv) = lax.scan(keys, wide, jnp.arange(n_keys, dtype=jnp.int32))
     grads = Inputs(dq, _joined(dk, 2), _joined(dv, 2), dbias, dargs)
     return jax.tree.map(lambda x, dx: dx.astype(x.dtype), inputs, grads), None
 

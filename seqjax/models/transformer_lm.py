@@ -19,7 +19,7 @@ from flax import nnx
 from seqjax import attention, caching, positions
 from seqjax.errors import InputError
 from seqjax.nn import Dense, Embed
-from seqjax.transformer import Style, dropper, init_layer, mlp, normalize, sublayer
+from seqjax.transformer import Style, dropper, init_layer, init_norm, mlp, normalize, sublayer
 from seqjax.types import Array, Bool, Float, Int, PRNGKey, Scalar
 
 
@@ -46,6 +46,11 @@ class TransformerConfig:  # not Config: the command line tells the members of a 
     """Use the embedding table as output matrix."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the products; weights, norms, softmax and the loss stay float32."""
+
+    @property
+    def style(self) -> Style:
+        """How the sublayers are wrapped."""
+        return Style(self.norm, self.norm_place, self.residual)
 
     @property
     def longest(self) -> int | None:
@@ -80,8 +85,8 @@ class TransformerLM(nnx.Module):
         self.config = config
         self.embed = Embed(vocab_size, config.d_model, rngs=rngs)
         self.layers = nnx.List([nnx.Param(_init_layer(config, rngs.params())) for _ in range(config.n_layers)])
-        self.g = nnx.Param(jnp.ones(config.d_model))
-        self.b = nnx.Param(jnp.zeros(config.d_model)) if config.bias else None
+        g, b = init_norm(config.style, config.d_model, bias=config.bias) if config.norm_place == "pre" else (None, None)
+        self.g, self.b = None if g is None else nnx.Param(g), None if b is None else nnx.Param(b)
         self.out = None if config.tied else Dense(config.d_model, vocab_size, rngs=rngs)
         learned, t5 = config.positions == "learned", config.positions == "t5"
         self.learned = Embed(config.context, config.d_model, rngs=rngs) if learned else None
@@ -99,14 +104,18 @@ class TransformerLM(nnx.Module):
     ) -> tuple[tuple, Float[Array, "B T V"]]:
         """``((), logits)`` of whole texts, each from its beginning: nothing is carried from one call to the next.
 
+        Raises InputError for a state: `prefill` goes on from one.
+
         Args:
           tokens: ``[B, T]``.
           state: (), as the result has it.
-          lengths: of no effect: no token sees the padding after it.
+          lengths: of no effect: no token sees the padding after it, and what is computed there means nothing.
           resets: True where a document begins; no token sees another document.
           dropout: its rate; acts only where ``key`` is given.
           key: randomness of dropout.
         """
+        if state != ():
+            raise InputError("a Transformer carries no state from call to call; use prefill to go on from one")
         t = tokens.shape[1]
         segments = None if resets is None else jnp.cumsum(resets, axis=1, dtype=jnp.int32)
         options = {
@@ -127,14 +136,9 @@ class TransformerLM(nnx.Module):
     def init_state(self, batch: int) -> State:
         """The decoding state before the first token."""
         config = self.config
-        cache = caching.empty(
-            batch,
-            config.n_kv_heads or config.n_heads,
-            config.context,
-            config.d_model // config.n_heads,
-            config.dtype,
-        )
-        return State((cache,) * config.n_layers, caching.start(batch))
+        sizes = config.n_kv_heads or config.n_heads, config.context, config.d_model // config.n_heads
+        caches = tuple(caching.empty(batch, *sizes, config.dtype) for _ in range(config.n_layers))
+        return State(caches, caching.start(batch))
 
     def prefill(
         self, state: State, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
@@ -155,14 +159,17 @@ class TransformerLM(nnx.Module):
             y, caches[i] = caching.attend(caches[i], places, q, k, v, lengths, **bias)
             return y
 
-        at = places.lengths[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        at = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        # Padding stands where the last token does: no place beyond the context, which has no position.
+        at = at if lengths is None else jnp.minimum(at, lengths[:, None] - 1)
+        at = places.lengths[:, None] + at
         x = self._hidden(tokens, at, attend, 0.0, None)
         return State(tuple(caches), caching.advance(places, self.config.context, lengths)), x
 
     def _hidden(self, tokens, at, attend, dropout, key):
         """The layers, with ``attend(layer, q, k, v)``, on tokens at positions ``at`` [T] or [B, T]."""
         config = self.config
-        drop, style = dropper(dropout, key), Style(config.norm, config.norm_place, config.residual)
+        drop, style = dropper(dropout, key), config.style
         x = drop(self._embedded(tokens, at).astype(config.dtype))
         bias = self._bias()
         for i, layer in enumerate(self.layers):
@@ -178,7 +185,8 @@ class TransformerLM(nnx.Module):
             x = sublayer(style, lambda x, params=params: drop(mlp(params, x)), x, params.g_mlp, params.b_mlp)
         if config.norm_place != "pre":
             return x
-        return normalize(style, x, self.g.get_value(), None if self.b is None else self.b.get_value())
+        g, b = (None if p is None else p.get_value() for p in (self.g, self.b))
+        return normalize(style, x, g, b)
 
     def _embedded(self, tokens, at):
         x = self.embed(tokens)
@@ -214,6 +222,7 @@ def _init_layer(config: TransformerConfig, key: PRNGKey):
         config.n_heads,
         n_kv_heads=config.n_kv_heads,
         d_ff=config.d_ff,
+        style=config.style,
         bias=config.bias,
         gain=1 / math.sqrt(2 * config.n_layers) if config.residual else 1.0,
     )
