@@ -85,20 +85,13 @@ def dot_product_attention(
     >>> print(dot_product_attention(q, jnp.zeros((1, 3, 1, 4)), v, causal=True)[0, :, 0, 0])
     [0.  0.5 1. ]
     """
-    causal = causal or window is not None
-    _check(q, k, v, causal, window, mask, bias, segment_ids, q_offset, scale, score_args, implementation)
+    static, inputs, fixed = _problem(
+        q, k, v, causal, window, mask, bias, segment_ids, q_offset, score_mod, score_args, scale
+    )
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise InputError(f"implementation={implementation!r}; choose from {', '.join(IMPLEMENTATIONS)}, or None")
     if implementation is None:
         implementation = _choose(q.shape[1], k.shape[1])
-    static = Static(
-        causal,
-        window,
-        1 / math.sqrt(q.shape[-1]) if scale is None else scale,
-        score_mod,
-        min(BLOCK, q.shape[1]),
-        min(BLOCK, k.shape[1]),
-        k.shape[1],
-    )
-    inputs, fixed = _arranged(q, k, v, mask, bias, segment_ids, q_offset, score_args)
     if implementation in ("xla", "cudnn"):
         return _jax_nn(static, inputs, fixed, q, k, v, bias, q_offset is not None, implementation)
     if implementation == "chunked":
@@ -129,11 +122,9 @@ def attention_weights(
     [[1.  0. ]
      [0.5 0.5]]
     """
-    causal = causal or window is not None
-    _check(q, k, k, causal, window, mask, bias, segment_ids, q_offset, scale, score_args, None)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    static = Static(causal, window, scale, score_mod, q.shape[1], k.shape[1], k.shape[1])
-    inputs, fixed = _arranged(q, k, k, mask, bias, segment_ids, q_offset, score_args)
+    static, inputs, fixed = _problem(
+        q, k, k, causal, window, mask, bias, segment_ids, q_offset, score_mod, score_args, scale
+    )
     weights = _weights(static, inputs, fixed)
     return weights.reshape(weights.shape[0], -1, *weights.shape[3:])
 
@@ -303,8 +294,15 @@ def _positions(inputs: Inputs, fixed: Fixed) -> tuple[Array, Array]:
     return fixed.q_offset + jnp.arange(n_queries, dtype=jnp.int32), jnp.arange(n_keys, dtype=jnp.int32)
 
 
-def _arranged(q, k, v, mask, bias, segment_ids, q_offset, score_args) -> tuple[Inputs, Fixed]:
-    """Batch and heads first, and the N query heads as K groups of G."""
+def _problem(
+    q, k, v, causal, window, mask, bias, segment_ids, q_offset, score_mod, score_args, scale
+) -> tuple[Static, Inputs, Fixed]:
+    """The arguments, checked: batch and heads first, and the N query heads as K groups of G."""
+    causal = causal or window is not None
+    _check(q, k, v, causal, window, mask, bias, segment_ids, q_offset, scale, score_args)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    n_queries, n_keys = q.shape[1], k.shape[1]
+    static = Static(causal, window, scale, score_mod, min(BLOCK, n_queries), min(BLOCK, n_keys), n_keys)
     n_groups = k.shape[2]
 
     def grouped(x):  # [B|1, N|1, T|1, S|1] -> [B|1, K|1, G|1, T|1, S|1]
@@ -316,10 +314,10 @@ def _arranged(q, k, v, mask, bias, segment_ids, q_offset, score_args) -> tuple[I
     q = q.reshape(q.shape[0], n_groups, -1, *q.shape[2:])
     inputs = Inputs(q, jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2), grouped(bias), tuple(score_args))
     segments = segment_ids if segment_ids is None or isinstance(segment_ids, tuple) else (segment_ids, segment_ids)
-    return inputs, Fixed(grouped(mask), segments, jnp.asarray(0 if q_offset is None else q_offset, jnp.int32))
+    return static, inputs, Fixed(grouped(mask), segments, jnp.asarray(0 if q_offset is None else q_offset, jnp.int32))
 
 
-def _check(q, k, v, causal, window, mask, bias, segment_ids, q_offset, scale, score_args, implementation):
+def _check(q, k, v, causal, window, mask, bias, segment_ids, q_offset, scale, score_args):
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or 0 in (*q.shape, *k.shape):
         raise InputError(f"q {q.shape}, k {k.shape} and v {v.shape} must be [batch, length, heads, size], not empty")
     (b, t, n, d), (s, n_kv) = q.shape, k.shape[1:3]
@@ -355,5 +353,3 @@ def _check(q, k, v, causal, window, mask, bias, segment_ids, q_offset, scale, sc
             raise InputError(
                 f"segment_ids {shapes} do not fit {(b, t)} queries and {(b, s)} keys; pass a pair for T ≠ S"
             )
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise InputError(f"implementation={implementation!r}; choose from {', '.join(IMPLEMENTATIONS)}, or None")
