@@ -20,7 +20,6 @@ import numpy as np
 from flax import nnx
 
 from seqjax import decoding, losses, nn, train
-from seqjax.checkpoint import Checkpoints
 from seqjax.config import Run, newest_run, read_config
 from seqjax.data import BPTTWindows, batches, evaluation_windows, tokens
 from seqjax.errors import InputError
@@ -182,6 +181,9 @@ def fit(
         tokens_per_step=config.batch_size * config.window * config.accumulate,
         resume=run.resume,
     )
+    if config.loop.patience is not None:
+        params = train.best_params(run.directory, state)
+        return model, params, evaluate(params)
     params = train.averaged_params(state)
     # The loop ends with an evaluation, unless the run that was resumed had ended.
     return model, params, values or evaluate(params)
@@ -192,11 +194,8 @@ def load(directory: Path, config_type: type) -> tuple[Any, Model, Tokenizer, Any
     config = read_config(directory, config_type)
     tokenizer = load_tokenizer(directory / "tokenizer.json")
     model = build(config.model, tokenizer.vocab_size)
-    with Checkpoints(directory / "checkpoints") as checkpoints:
-        restored = checkpoints.restore(jax.eval_shape(lambda: initial(config, model, make_optimizer(config))))
-    if restored is None:
-        raise InputError(f"{directory} holds no checkpoint yet; train it further with --run {directory} --resume")
-    return config, model, tokenizer, train.averaged_params(restored.tree)
+    params = train.best_params(directory, jax.eval_shape(lambda: initial(config, model, make_optimizer(config))))
+    return config, model, tokenizer, params
 
 
 # --- sub-commands

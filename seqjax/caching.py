@@ -18,7 +18,7 @@ from jax import lax
 
 from seqjax.attention import dot_product_attention, softmax
 from seqjax.errors import InputError
-from seqjax.types import Array, Float, Int
+from seqjax.types import Array, Bool, Float, Int, PyTree
 
 
 class Cache(NamedTuple):
@@ -28,11 +28,41 @@ class Cache(NamedTuple):
     v: Array
 
 
+class BeamCache(NamedTuple):
+    """The cache of W hypotheses of each row, which stays where it is when beam search reorders them.
+
+    ``k``, ``v`` ``[B, K, S, W, H]``: place w of column c was written by the hypothesis that was then the w-th;
+    ``rows [B·W, S]`` says at which place a hypothesis finds its own past.
+    """
+
+    k: Array
+    v: Array
+    rows: Array
+
+    @classmethod
+    def of(cls, cache: Cache, width: int) -> "BeamCache":
+        """``width`` hypotheses that have all read the same; the axis after the first may be that of an ensemble."""
+        k, v = (jnp.repeat(x[..., None, :], width, axis=-2) for x in cache)
+        rows = jnp.arange(k.shape[0] * width, dtype=jnp.int32) % width
+        rows = rows.reshape(-1, *(1 for _ in k.shape[1:-3]))
+        return cls(k, v, jnp.broadcast_to(rows, (rows.shape[0], *k.shape[1:-4], k.shape[-3])))
+
+
 class Places(NamedTuple):
     """Where the rows are, for all layers: ``lengths [B]``, tokens read; ``cursor []``, the column to write next."""
 
     lengths: Array
     cursor: Array
+
+
+class Shared(NamedTuple):
+    """A part of a decoding state that belongs to the source and is only read, such as what an encoder made of it.
+
+    Beam search leaves it as it is, with one row a source, where it makes W rows of all else. So a model's step asks
+    W = tokens.shape[0] // B, and has the W hypotheses of a source look at the same row.
+    """
+
+    value: PyTree
 
 
 def start(batch: int) -> Places:
@@ -54,7 +84,7 @@ def advance(places: Places, n_columns: int, lengths: Int[Array, "B"] | None) -> 
 
 
 def attend(
-    cache: Cache,
+    cache: Cache | BeamCache,
     places: Places,
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
@@ -63,11 +93,11 @@ def attend(
     *,
     score_mod: Callable | None = None,
     score_args: tuple = (),
-) -> tuple[Float[Array, "B T N H"], Cache]:
+) -> tuple[Float[Array, "B T N H"], Cache | BeamCache]:
     """Causal attention of new tokens to the last S tokens, themselves included: ``(y, cache)``.
 
     Args:
-      cache: what was read before.
+      cache: what was read before; a BeamCache takes steps only.
       places: where the rows were before these tokens.
       q: queries of the new tokens, as in `dot_product_attention`.
       k: their keys.
@@ -79,11 +109,35 @@ def attend(
     Raises:
       InputError: several tokens, and no lengths.
     """
+    if lengths is not None and isinstance(cache, BeamCache):
+        raise InputError("the cache of a beam search takes one token a row; read prompts before")
     if lengths is None and q.shape[1] != 1:
         raise InputError(f"a step reads one token a row, not {q.shape[1]}; give lengths to read several")
+    if isinstance(cache, BeamCache):
+        return _beam_step(cache, places, q, k, v, score_mod, score_args)
     if lengths is None:
         return _step(cache, places, q, k, v, score_mod, score_args)
     return _prefill(cache, places, q, k, v, lengths, score_mod, score_args)
+
+
+def look(
+    memory: Cache, mask: Bool[Array, "B S"], q: Float[Array, "Q 1 N H"]
+) -> tuple[Float[Array, "Q 1 N H"], Float[Array, "Q N S"]]:
+    """Attention of a step to what an encoder made of the sources: ``(y, weights)``.
+
+    Args:
+      memory: its keys and values, made once.
+      mask: True = keep.
+      q: queries, W of them to each of the B sources, Q = B W.
+    """
+    batch, n_kv, _, d_head = memory.k.shape
+    grouped = jnp.moveaxis(q.reshape(batch, -1, n_kv, q.shape[2] // n_kv, d_head), 1, 3)  # [B, K, G, W, H]
+    wide = np.promote_types(q.dtype, np.float32)
+    z = jnp.einsum("bkgqh,bksh->bkgqs", grouped, memory.k, preferred_element_type=wide) / math.sqrt(d_head)
+    weights = softmax(z, mask[:, None, None, None])
+    y = jnp.einsum("bkgqs,bksh->bkgqh", weights.astype(q.dtype), memory.v)
+    weights = jnp.moveaxis(weights, 3, 1).reshape(q.shape[0], q.shape[2], -1)
+    return jnp.moveaxis(y, 3, 1).reshape(q.shape), weights
 
 
 def _step(cache, places, q, k, v, score_mod, score_args):
@@ -105,6 +159,36 @@ def _step(cache, places, q, k, v, score_mod, score_args):
         z = score_mod(heads, jnp.zeros(1, jnp.int32), -age, *score_args).astype(wide).reshape(z.shape)
     weights = softmax(z, (age[None] <= places.lengths[:, None])[:, None, None])
     return jnp.einsum("bkgs,bksh->bkgh", weights.astype(v.dtype), cache.v).reshape(q.shape), cache
+
+
+def _beam_step(cache, places, q, k, v, score_mod, score_args):
+    """The W hypotheses of a row attend to what any of them has written, masked to that of their own ancestors."""
+    batch, _, n_columns, width, d_head = cache.k.shape
+    at = places.cursor
+
+    def write(old, new):
+        new = jnp.moveaxis(new.reshape(batch, width, -1, 1, d_head), 1, 3)
+        return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, axis=2)
+
+    own = (jnp.arange(batch * width, dtype=jnp.int32) % width)[:, None]
+    cache = BeamCache(
+        write(cache.k, k), write(cache.v, v), lax.dynamic_update_slice_in_dim(cache.rows, own, at, axis=1)
+    )
+    age = (at - jnp.arange(n_columns, dtype=jnp.int32)) % n_columns
+    mine = cache.rows[:, :, None] == jnp.arange(width, dtype=jnp.int32)[None, None]
+    mine &= (age[None] <= places.lengths[:, None])[:, :, None]
+    grouped = jnp.moveaxis(q.reshape(batch, width, k.shape[2], -1, d_head), 1, 3)  # [B, K, G, W, H]
+    wide = np.promote_types(q.dtype, np.float32)
+    z = jnp.einsum("bkgqh,bkswh->bkgqsw", grouped, cache.k, preferred_element_type=wide) / math.sqrt(d_head)
+    z = z.reshape(*z.shape[:4], n_columns * width)
+    if score_mod is not None:
+        heads = z.reshape(batch, -1, width, n_columns * width)
+        ages = jnp.repeat(-age, width)
+        z = score_mod(heads, jnp.zeros(width, jnp.int32), ages, *score_args).astype(wide).reshape(z.shape)
+    weights = softmax(z, mine.reshape(batch, 1, 1, width, n_columns * width))
+    flat = cache.v.reshape(*cache.v.shape[:2], n_columns * width, d_head)
+    y = jnp.einsum("bkgqc,bkch->bkgqh", weights.astype(v.dtype), flat)
+    return jnp.moveaxis(y, 3, 1).reshape(q.shape), cache
 
 
 def _prefill(cache, places, q, k, v, lengths, score_mod, score_args):

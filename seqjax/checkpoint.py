@@ -43,7 +43,7 @@ class _DamageError(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run: ``directory/<step>``, the newest `keep` of them.
+    """The checkpoints of one run: ``directory/<step>``, the newest `keep` of them and one more that `save` may name.
 
     A run has one line of history: saving step n removes the steps from n on, which a run that went back has left
     behind. Every process of a distributed run calls every method. Nothing is created before the first `save`.
@@ -67,6 +67,7 @@ class Checkpoints:
         self._pending: dict[str, Any] | None = None  # the record of what the writer is writing
         self._written: dict[str, Any] | None = None  # the record of what it wrote last
         self._damaged: set[int] = set()
+        self._also: int | None = None  # the step that is kept beside the newest
 
     def steps(self) -> list[int]:
         """The committed steps, oldest first, by a fresh look at the directory. Their contents are not verified."""
@@ -74,15 +75,18 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal() and path.is_dir())
 
-    def save(self, step: int, tree: PyTree, metadata: Mapping[str, Any]) -> None:
+    def save(self, step: int, tree: PyTree, metadata: Mapping[str, Any], *, also_keep: int | None = None) -> None:
         """Copy `tree` and start to write it; the caller may donate its arrays at once.
 
-        Leaves are arrays, typed keys or Python numbers; `metadata` is what JSON can hold. Raises `InputError` for
-        what is neither, and `CheckpointError` if this write fails at once or the one before it has failed.
+        Leaves are arrays, typed keys or Python numbers; `metadata` is what JSON can hold. Once it is written, older
+        checkpoints are removed but for the newest, and that of the step `also_keep`: the best one, for instance. Say so
+        at every save. Raises `InputError` for what is neither array nor JSON, and `CheckpointError` if this write fails
+        at once or the one before it has failed.
         """
         import orbax.checkpoint as ocp
 
         self.wait()
+        self._also = also_keep
         leaves = _flatten(tree)
         data = {name: _data(name, leaf) for name, leaf in leaves.items()}
         record = _record(step, leaves, data, metadata)
@@ -111,23 +115,35 @@ class Checkpoints:
         A damaged checkpoint is passed over with a `RuntimeWarning`, unless it was asked for by `step`. Raises
         `InputError` if the template does not fit the checkpoint, `CheckpointError` if none is intact.
         """
+        if step is None:
+            return next(self.restore_each(template), None)
         self.wait()
-        steps = self.steps()
-        if step is not None and step not in steps:
+        if step not in (steps := self.steps()):
             raise InputError(f"step={step}: {self._directory} holds no such checkpoint; it holds {steps}")
-        candidates = steps[::-1] if step is None else [step]
-        for candidate, older in zip(candidates, [*candidates[1:], None], strict=False):
+        return self._restore(step, template)
+
+    def restore_each(self, template: PyTree) -> Iterator[Restored]:
+        """All intact checkpoints, newest first, each read when its turn comes; otherwise as `restore`."""
+        self.wait()
+        steps, found = self.steps()[::-1], False
+        for step, older in zip(steps, [*steps[1:], None], strict=False):
             try:
-                restored = _load(self._directory / str(candidate), candidate, template)
-            except _DamageError as damage:
-                self._damaged.add(candidate)
-                reason = f"checkpoint of step {candidate} in {self._directory} is damaged: {damage}"
-                if older is None:
-                    raise CheckpointError(reason + ("" if step is not None else "; no older one is left")) from damage
-                warnings.warn(f"{reason}; trying step {older}", RuntimeWarning, stacklevel=2)
+                restored = self._restore(step, template)
+            except CheckpointError as damage:
+                if older is None and not found:
+                    raise CheckpointError(f"{damage}; no older one is left") from damage
+                rest = "no older one is left" if older is None else f"trying step {older}"
+                warnings.warn(f"{damage}; {rest}", RuntimeWarning, stacklevel=3)
             else:
-                return restored
-        return None
+                found = True
+                yield restored
+
+    def _restore(self, step, template) -> Restored:
+        try:
+            return _load(self._directory / str(step), step, template)
+        except _DamageError as damage:
+            self._damaged.add(step)
+            raise CheckpointError(f"checkpoint of step {step} in {self._directory} is damaged: {damage}") from damage
 
     def wait(self) -> None:
         """Wait until the last save is on disk. Raises `CheckpointError` if it failed."""
@@ -137,7 +153,7 @@ class Checkpoints:
         with self._reporting(record["step"]):
             self._writer.wait_until_finished()
         self._written = record
-        self._remove(self._damaged.union(self._good()[: -self._keep]))
+        self._remove(self._damaged | (set(self._good()[: -self._keep]) - {self._also}))
         self._damaged.clear()
 
     def close(self) -> None:

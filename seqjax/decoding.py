@@ -1,9 +1,12 @@
-"""Generation: one compiled loop over any model that has ``step``.
+"""Generation: compiled loops over any model that has ``step``.
 
     step(params, state, tokens [B]) -> (state, logits [B, V])
 
 ``state`` and the first logits come from the model's ``prefill``. A function is compiled once for each ``step``,
 ``max_length``, ``eos`` and shapes: pass the same function object every time, not a fresh lambda.
+
+Here are `sample`, `greedy`, and `score` for given texts; `beam_search` is in `seqjax.beam`. All take `Constraints`, and
+the ``step`` of one model or of an `ensemble`.
 """
 
 from collections.abc import Callable
@@ -17,6 +20,11 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from seqjax import constraints as rules
+from seqjax.beam import Beams as Beams
+from seqjax.beam import beam_search as beam_search
+from seqjax.constraints import FREE
+from seqjax.constraints import Constraints as Constraints
 from seqjax.errors import InputError
 from seqjax.types import Array, PRNGKey, PyTree
 
@@ -137,6 +145,7 @@ def sample(
     top_p: Option = None,
     min_p: Option = None,
     eos: int | None = None,
+    constraints: Constraints = FREE,
 ) -> Samples:
     """Draw tokens until every row has drawn `eos` or has `max_length` of them.
 
@@ -155,9 +164,10 @@ def sample(
       top_p: how much of the probability to keep.
       min_p: the least probability to keep, relative to the largest.
       eos: the token that ends a row.
+      constraints: rules for the texts, applied to the logits before all else.
 
     Raises:
-      InputError: `logits`, `max_length`, `eos` or an option is out of range.
+      InputError: `logits`, `max_length`, `eos`, an option or a rule is out of range.
 
     >>> bigram = lambda params, state, tokens: (state, params[tokens])
     >>> table = jnp.log(jnp.array([[0.0, 1.0, 0.0], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]))
@@ -168,51 +178,139 @@ def sample(
     >>> print(samples.lengths, samples.scores / jnp.log(0.5))
     [5 2] [4. 1.]
     """
-    _check_loop(logits, max_length, eos)
+    _check_loop(logits, max_length, eos, constraints)
     check_options(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, rows=logits.shape[:-1])
     # One type for each, so that 1, 1.0 and numpy's numbers share a compiled program.
     options = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
     options = {name: None if value is None else jnp.asarray(value, jnp.float32) for name, value in options.items()}
     options["top_k"] = None if top_k is None else jnp.asarray(top_k, jnp.int32)
-    return _sample(step, params, state, logits, key, options, max_length=max_length, eos=eos)
+    arrays, static = rules.split(constraints)
+    return _sample(step, params, state, logits, key, options, arrays, max_length=max_length, eos=eos, static=static)
 
 
 def greedy(
-    step: Step, params: PyTree, state: PyTree, logits: Array, *, max_length: int, eos: int | None = None
+    step: Step,
+    params: PyTree,
+    state: PyTree,
+    logits: Array,
+    *,
+    max_length: int,
+    eos: int | None = None,
+    constraints: Constraints = FREE,
 ) -> Samples:
     """Take the likeliest token, of equal ones that with the lowest id, until `eos` or `max_length`; see `sample`.
 
     Raises:
-      InputError: `logits`, `max_length` or `eos` is out of range.
+      InputError: `logits`, `max_length`, `eos` or a rule is out of range.
     """
-    _check_loop(logits, max_length, eos)
-    return _greedy(step, params, state, logits, max_length=max_length, eos=eos)
+    _check_loop(logits, max_length, eos, constraints)
+    arrays, static = rules.split(constraints)
+    return _greedy(step, params, state, logits, arrays, max_length=max_length, eos=eos, static=static)
 
 
-@partial(jax.jit, static_argnames=("step", "max_length", "eos"))
-def _sample(step, params, state, logits, key, options, *, max_length, eos):
+def score(step: Step, params: PyTree, state: PyTree, logits: Array, tokens: Array, lengths: Array) -> Array:
+    """The log-probability of each token of given texts, ``[B, L]`` float32, 0 after the end (forced decoding).
+
+        log_prob_t = log_softmax(logits_t)[token_t]
+
+    Their sum is what `sample` and `greedy` give as score, and `beam_search` as log-probability.
+
+    Args:
+      step: the model, as in `sample`, as are `params`, `state` and `logits`.
+      tokens: int ``[B, L]``.
+      lengths: int ``[B]``.
+
+    Raises:
+      InputError: the shapes do not fit.
+
+    >>> bigram = lambda params, state, tokens: (state, params[tokens])
+    >>> table = jnp.log(jnp.array([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]))
+    >>> print(jnp.exp(score(bigram, table, (), table[:1], jnp.array([[1, 1, 2, 0]]), jnp.array([3]))))
+    [[0.5 0.5 0.5 1. ]]
+    """
+    if logits.ndim != 2 or tokens.ndim != 2 or tokens.shape[0] != logits.shape[0] or lengths.shape != tokens.shape[:1]:
+        raise InputError(
+            f"tokens {tokens.shape} and lengths {lengths.shape} do not fit logits {logits.shape}; pass [B, L], [B] and "
+            "[B, V]"
+        )
+    return _score(step, params, state, logits, tokens, lengths)
+
+
+def ensemble(function: Callable) -> Callable:
+    """``prefill`` or ``step`` of several sets of weights at once, whose probabilities are averaged.
+
+        logits = log mean_m softmax(logits_m)
+
+    ``(params, state, tokens, *rest) -> (state, logits)`` as before, where each array of ``params`` has the members
+    first, ``[M, …]``, and each array of the state has them second, ``[B, M, …]``; scalars of the state are common to
+    all. Call it once for each function, and pass the result every time.
+
+    >>> bigram = ensemble(lambda params, state, tokens: (state, params[tokens]))
+    >>> tables = jnp.log(jnp.array([[[0.5, 0.5]], [[1.0, 0.0]]]))
+    >>> print(jnp.exp(bigram(tables, (), jnp.array([0]))[1]))
+    [[0.75 0.25]]
+    """
+
+    def averaged(params, state, *arguments):
+        def members(tree):
+            return jax.tree.map(lambda a: 1 if jnp.ndim(a) else None, tree)
+
+        one = jax.tree.map(lambda a: a[0], params), jax.tree.map(lambda a: a[:, 0] if jnp.ndim(a) else a, state)
+        after = members(jax.eval_shape(function, *one, *arguments)[0])
+        axes = 0, members(state), *(None for _ in arguments)
+        state, logits = jax.vmap(function, in_axes=axes, out_axes=(after, 0))(params, state, *arguments)
+        log_probs = jax.nn.log_softmax(_lift(logits), axis=-1)
+        return state, jax.nn.logsumexp(log_probs, axis=0) - np.log(log_probs.shape[0]).astype(log_probs.dtype)
+
+    return averaged
+
+
+@partial(jax.jit, static_argnames=("step", "max_length", "eos", "static"))
+def _sample(step, params, state, logits, key, options, arrays, *, max_length, eos, static):
     # The zeros give the row numbers the sharding of the batch.
     rows = jnp.arange(logits.shape[0]) + jnp.zeros_like(logits[:, 0], dtype=int)
     row_keys = jax.vmap(partial(jax.random.fold_in, key))(rows)
+    constraints = rules.join(arrays, static)
 
-    def choose(t, logits):
+    def choose(t, logits, tokens):
+        logits = rules.constrain(constraints, logits, tokens, t, eos)
         keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, t)
         return jax.vmap(jax.random.categorical)(keys, filter_logits(logits, **options))
 
     return _generate(step, choose, params, state, logits, max_length, eos)
 
 
-@partial(jax.jit, static_argnames=("step", "max_length", "eos"))
-def _greedy(step, params, state, logits, *, max_length, eos):
-    return _generate(step, lambda t, logits: jnp.argmax(logits, axis=-1), params, state, logits, max_length, eos)
+@partial(jax.jit, static_argnames=("step", "max_length", "eos", "static"))
+def _greedy(step, params, state, logits, arrays, *, max_length, eos, static):
+    def choose(t, logits, tokens):
+        return jnp.argmax(rules.constrain(rules.join(arrays, static), logits, tokens, t, eos), axis=-1)
+
+    return _generate(step, choose, params, state, logits, max_length, eos)
+
+
+@partial(jax.jit, static_argnames="step")
+def _score(step, params, state, logits, tokens, lengths):
+    def read(logits, token):
+        log_probs = jax.nn.log_softmax(_lift(logits), axis=-1)
+        return jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0].astype(jnp.float32)
+
+    def body(state, tokens):
+        before, token = tokens
+        state, logits = step(params, state, before)
+        return state, read(logits, token)
+
+    first = read(logits, tokens[:, 0])[None]
+    _, rest = lax.scan(body, state, (tokens.T[:-1], tokens.T[1:]))
+    written = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
+    return jnp.where(written, jnp.concatenate([first, rest]).T, 0)
 
 
 def _generate(step, choose, params, state, logits, max_length, eos) -> Samples:
-    """Run the loop; ``choose(t, logits [B, V]) -> tokens [B]``."""
+    """Run the loop; ``choose(t, logits [B, V], tokens [B, max_length]) -> tokens [B]``."""
 
-    def draw(t, logits):
+    def draw(t, logits, tokens):
         logits = _lift(logits)
-        token = choose(t, logits).astype(jnp.int32)
+        token = choose(t, logits, tokens).astype(jnp.int32)
         score = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=-1)[:, 0]
         done = jnp.zeros_like(token, bool) if eos is None else token == eos
         return token, score.astype(jnp.float32), done
@@ -224,15 +322,16 @@ def _generate(step, choose, params, state, logits, max_length, eos) -> Samples:
     def body(carry):
         t, state, token, done, (tokens, scores, lengths) = carry
         state, logits = step(params, state, token)
-        drawn, score, ended = draw(t, logits)
+        drawn, score, ended = draw(t, logits, tokens)
         token = jnp.where(done, 0, drawn)
         scores = jnp.where(done, scores, scores + score)
         samples = Samples(tokens.at[:, t].set(token), scores, lengths + (~done).astype(jnp.int32))
         return t + 1, state, token, done | ended, samples
 
     # The first token is drawn outside: the last one then needs no step.
-    token, score, done = draw(jnp.int32(0), logits)
-    first = Samples(jnp.pad(token[:, None], ((0, 0), (0, max_length - 1))), score, jnp.ones_like(token))
+    blank = jnp.broadcast_to(jnp.zeros_like(logits[:, :1], jnp.int32), (logits.shape[0], max_length))
+    token, score, done = draw(jnp.int32(0), logits, blank)
+    first = Samples(blank.at[:, 0].set(token), score, jnp.ones_like(token))
     *_, samples = lax.while_loop(unfinished, body, (jnp.int32(1), state, token, done, first))
     return samples
 
@@ -242,10 +341,11 @@ def _lift(logits):
     return logits.astype(np.promote_types(logits.dtype, np.float32))
 
 
-def _check_loop(logits, max_length, eos):
+def _check_loop(logits, max_length, eos, constraints):
     if logits.ndim != 2:
         raise InputError(f"logits must be [B, V], the last ones of the prompt, not {logits.shape}")
     if max_length < 1:
         raise InputError(f"max_length must be at least 1, not {max_length}")
     if eos is not None and not 0 <= eos < logits.shape[-1]:
         raise InputError(f"eos must be a token id in [0, {logits.shape[-1]}), not {eos}; None never stops early")
+    rules.check(constraints, rows=logits.shape[0], vocab_size=logits.shape[-1], max_length=max_length)

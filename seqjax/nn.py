@@ -6,6 +6,7 @@ mode and in its tree mode. Modules are batch-major, [B, T, …].
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,8 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqjax.cells import Cell
+from seqjax.errors import InputError
 from seqjax.layers import affine
-from seqjax.recurrence import initial_carry, stack
+from seqjax.layers import dropout as apply_dropout
+from seqjax.recurrence import bidirectional, initial_carry, stack
+from seqjax.recurrence import step as step_cell
+from seqjax.scores import SCORES, attend
+from seqjax.seq2seq import covered_additive
 from seqjax.types import Array, Bool, Float, Int, Params, PRNGKey, PyTree, Scalar
 
 
@@ -117,3 +123,104 @@ class Recurrent(nnx.Module):
             carries.append(initial_carry(self.cell, params, x))
             x = self.cell.hidden(carries[-1])
         return tuple(carries)
+
+    def step(
+        self, x: Float[Array, "B D"], carry: tuple, *, dropout: Scalar = 0.0, key: PRNGKey | None = None
+    ) -> tuple[tuple, Float[Array, "B H"]]:
+        """``(carries, y)``: one step of all layers, for loops in which x depends on y of the step before."""
+        after = []
+        for depth, (layer, before) in enumerate(zip(self.layers, carry, strict=True)):
+            if depth > 0 and key is not None:
+                x = apply_dropout(jax.random.fold_in(key, depth), x, dropout)
+            layer_carry, x = step_cell(self.cell, layer.get_value(), before, x)
+            after.append(layer_carry)
+        return tuple(after), x
+
+
+class Bidirectional(nnx.Module):
+    """Layers of one cell in both directions, each with half of the H units and reading both halves below it.
+
+    ``layers[i]`` holds the pair (forward, backward) of the cell's Params as one Param.
+    """
+
+    def __init__(self, cell: Cell, d_in: int, d_hidden: int, n_layers: int = 1, *, rngs: nnx.Rngs):
+        if d_hidden % 2:
+            raise InputError(f"d_hidden={d_hidden}: two directions have half of it each; make it even.")
+        sizes = [d_in] + [d_hidden] * (n_layers - 1)
+        self.cell = cell
+        self.layers = nnx.List(
+            [nnx.Param(tuple(cell.init(rngs.params(), size, d_hidden // 2) for _ in range(2))) for size in sizes]
+        )
+
+    def __call__(
+        self,
+        xs: Float[Array, "B T D"],
+        *,
+        lengths: Int[Array, "B"] | None = None,
+        dropout: Scalar = 0.0,
+        key: PRNGKey | None = None,
+        implementation: str | None = None,
+    ) -> tuple[tuple, Float[Array, "B T H"]]:
+        """``(carries, ys)``: a final carry for each layer, whose leaves have both halves side by side, as ys have them.
+
+        Dropout is that of ``stack``, between layers.
+        """
+        carries, ys = [], jnp.swapaxes(xs, 0, 1)
+        for depth, layer in enumerate(self.layers):
+            if depth > 0 and key is not None:
+                ys = apply_dropout(jax.random.fold_in(key, depth), ys, dropout)
+            forward, backward = layer.get_value()
+            halves, ys = bidirectional(self.cell, forward, backward, ys, lengths=lengths, implementation=implementation)
+            carries.append(jax.tree.map(lambda *half: jnp.concatenate(half, axis=-1), *halves))
+        return tuple(carries), jnp.swapaxes(ys, 0, 1)
+
+
+class Attention(nnx.Module):
+    """Attention with a score of `seqjax.scores.SCORES`, whose parameters are attributes, by their names there.
+
+    With ``coverage`` the score, which must be additive, knows the sum of past weights (`covered_additive`). Its vector
+    starts as zeros: training begins with the model without coverage.
+    """
+
+    def __init__(
+        self,
+        score: str,
+        d_query: int,
+        d_key: int,
+        *,
+        d_score: int,
+        longest: int,
+        coverage: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        params = SCORES[score].init(rngs.params(), d_query, d_key, d_score, longest)
+        if coverage:
+            params["w_coverage"] = jnp.zeros(d_score)
+        self.score, self.names = score, tuple(params)
+        for name in self.names:
+            setattr(self, name, nnx.Param(params[name]))
+
+    def keys(self, values: Float[Array, "B S E"]) -> Float[Array, "B S A"]:
+        """What queries are compared with, made once a source."""
+        return SCORES[self.score].project(self._params(), values)
+
+    def __call__(
+        self,
+        q: Float[Array, "B T D"],
+        keys: Float[Array, "B S A"],
+        values: Float[Array, "B S E"],
+        *,
+        mask: Bool[Array, "B S"],
+        coverage: Float[Array, "B T S"] | None = None,
+    ) -> tuple[Float[Array, "B T E"], Float[Array, "B T S"]]:
+        """``(contexts, weights)`` as from `seqjax.scores.attend`, which every query has over the same keys."""
+        params = self._params()
+        if coverage is None:
+            score = partial(SCORES[self.score].score, params)
+        else:
+            used = {name: p for name, p in params.items() if name != "w_k"}
+            score = partial(covered_additive, coverage=coverage, **used)
+        return attend(q, keys, values, score=score, mask=mask[:, None])
+
+    def _params(self) -> dict[str, Array]:
+        return {name: getattr(self, name).get_value() for name in self.names}

@@ -9,7 +9,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -145,6 +146,36 @@ def learning_curve(directory: str | os.PathLike) -> Path | None:
     path = Path(directory) / "learning_curve.png"
     figure.savefig(path)
     return path
+
+
+def attention_map(weights, source: Sequence[str], target: Sequence[str], path: str | os.PathLike) -> Path | None:
+    """Draw where each token of a target was attended to in its source, as a figure at ``path``.
+
+    Args:
+      weights: ``[T, S]``, between 0 (white) and 1.
+      source: the S tokens that were read.
+      target: the T tokens that were written.
+
+    Returns the path; None if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    size = 1.5 + 0.24 * len(source), 1.2 + 0.24 * len(target)
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    # Text as it is: no token is a formula.
+    axes.set_xticks(range(len(source)), source, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(target)), target, fontsize=8, parse_math=False)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_color("#e4e4e4")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+        figure.savefig(path)
+    return Path(path)
 
 
 def _rows(path: str | os.PathLike) -> list[dict[str, Any] | None]:

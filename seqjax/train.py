@@ -24,6 +24,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from seqjax.averaging import average_checkpoints as average_checkpoints
+from seqjax.averaging import averaged_params, weight_average
 from seqjax.checkpoint import Checkpoints, Restored
 from seqjax.errors import InputError
 from seqjax.reporting import Reporter, learning_curve
@@ -47,14 +49,21 @@ class Hyper(NamedTuple):
     label_smoothing: float = 0.0
     ema: float = 0.0
     """Decay of the weight average that is evaluated and sampled from; 0 uses the weights themselves."""
+    scheduled_sampling: float = 0.0
+    """Share of inputs that are the model's own predictions instead of the given tokens (Bengio et al., 2015)."""
 
 
 def check_hyper(hyper: Hyper) -> None:
-    """Raise `InputError` for a number out of range: all are at least 0, rates and decays below 1."""
+    """Raise `InputError` for a number out of range: all are at least 0, rates and decays below 1.
+
+    ``scheduled_sampling`` may be 1: then every input is a prediction.
+    """
     for name, value in hyper._asdict().items():
         bound = math.inf if name in ("lr", "weight_decay", "clip") else 1.0
-        if not (0 <= value < bound or (name == "clip" and value == math.inf)):
-            raise InputError(f"hyper.{name}={value}; it must be at least 0 and below {bound:g}.")
+        closed = name in ("clip", "scheduled_sampling")
+        if not (0 <= value < bound or (closed and value == bound)):
+            limit = f"at most {bound:g}" if closed else f"below {bound:g}"
+            raise InputError(f"hyper.{name}={value}; it must be at least 0 and {limit}.")
 
 
 class State(NamedTuple):
@@ -69,12 +78,6 @@ class State(NamedTuple):
 
 class TrainingError(RuntimeError):
     """Training cannot go on."""
-
-
-class AverageState(NamedTuple):
-    """State of `weight_average`."""
-
-    average: PyTree
 
 
 def unit_schedule(kind: Literal["constant", "linear", "cosine", "inverse_sqrt"], steps: int, warmup: int = 0):
@@ -131,38 +134,6 @@ def _decays(params: PyTree) -> PyTree:
         return next((name for name in names if isinstance(name, str)), "")  # Flax's lists have integers for names
 
     return jax.tree_util.tree_map_with_path(lambda path, _: name(path).startswith("w"), params)
-
-
-def weight_average(decay) -> optax.GradientTransformation:
-    """The last link of a chain: an exponential moving average of the weights after each update.
-
-        average ← d average + (1 - d) params,   d = min(decay, (1 + t) / (10 + t))
-
-    The bound on d forgets the random initial weights early. Read it with `averaged_params`.
-    """
-
-    def init(params):
-        return jnp.zeros((), jnp.int32), AverageState(jax.tree.map(jnp.copy, params))
-
-    def update(updates, state, params=None):
-        assert params is not None, "weight_average needs the weights: optimizer.update(grads, state, params)"
-        count, (average,) = state
-        d = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
-        after = optax.apply_updates(params, updates)
-        average = jax.tree.map(lambda a, p: (d * a + (1 - d) * p).astype(a.dtype), average, after)
-        return updates, (count + 1, AverageState(average))
-
-    return optax.GradientTransformation(init, update)
-
-
-def averaged_params(state: State) -> PyTree:
-    """The averaged weights where the optimizer keeps them, else the weights."""
-    found = [s for s in jax.tree.leaves(state.opt_state, is_leaf=_is_average) if _is_average(s)]
-    return found[0].average if found else state.params
-
-
-def _is_average(node) -> bool:
-    return isinstance(node, AverageState)
 
 
 def init_state(params: PyTree, extra: PyTree, key: PRNGKey, optimizer: optax.GradientTransformation) -> State:
@@ -243,15 +214,33 @@ class Loop:
     on_nan: Literal["raise", "skip", "rollback"] = "raise"
     """What to do after a loss or gradient that is not finite (its update is never applied): stop with an error; go on;
     or return to the last checkpoint and halve the learning rate, at most three times."""
+    patience: int | None = None
+    """Evaluations without a better value of ``monitor`` after which training ends. The checkpoint of the best one is
+    kept beside the newest, and `best_params` reads it. None: train to the end and use the last weights."""
+    monitor: str = "loss"
+    """The metric of the validation split that ``patience`` watches."""
+    best: Literal["lowest", "highest"] | None = None
+    """Which of its values is the best; may be left out for the loss, of which it is the lowest."""
 
     def __post_init__(self):
-        least = {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep": 2}
+        least = {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep": 2, "patience": 1}
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise InputError(f"loop.{name}={getattr(self, name)}; it must be at least {bound}.")
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise InputError(f"loop.{name}={value}; it must be at least {bound}.")
+        if self.monitor != "loss" and self.best is None:
+            raise InputError(f"loop.monitor={self.monitor}; set loop.best to lowest or highest, whichever is better.")
 
 
 ROLLBACKS = 3
+
+
+class _Best(NamedTuple):
+    """The best evaluation so far; before the first one, `step` and `value` are None."""
+
+    step: int | None = None
+    value: float | None = None
+    since: int = 0  # evaluations since, none of them better
 
 
 class _Position(NamedTuple):
@@ -262,6 +251,7 @@ class _Position(NamedTuple):
     meter: dict  # metrics summed since the last log
     seconds: float
     rollbacks: int
+    best: _Best = _Best()
 
 
 class _RollbackRequest(Exception):
@@ -277,33 +267,40 @@ def fit(
     *,
     directory: Path,
     evaluate: Callable[[PyTree], dict[str, float]] | None = None,
-    tokens_per_step: int = 0,
+    tokens_per_step: int | Callable[[PyTree], int] = 0,
     resume: bool = False,
     console: bool = True,
 ) -> State:
     """Run ``train_step`` up to ``loop.steps``, with logs, evaluation and checkpoints in ``directory``.
 
-    A run that is killed and resumed continues with the same bits: the checkpoint holds the state and the unfinished
-    averages of the log, the key of a step is a function of its number, and so must be its batch.
+    A run that is killed and resumed continues with the same bits: the checkpoint holds the state, the unfinished
+    averages of the log and the best evaluation, the key of a step is a function of its number, and so must be its
+    batch. Batches may differ in shape; each shape is compiled once.
+
+    The result is the last state. After training with ``loop.patience``, `best_params` has the weights to use.
 
     Args:
       train_step: what `make_step` returned.
       state: from `init_state`; its arrays are donated.
       batches: ``(start, stop) -> iterator`` over the batches of steps start … stop-1.
       evaluate: ``params -> metrics`` on the validation split; gets the averaged weights where they are kept.
-      tokens_per_step: for the tokens/s on screen.
+      tokens_per_step: for the tokens/s on screen; where batches differ, ``batch -> number``, counted on the host.
       resume: go on from the newest intact checkpoint in ``directory``, from the beginning if there is none.
 
     Raises:
-      InputError: a number in ``hyper`` is out of range, or the checkpoint is one of another model.
+      InputError: a number in ``hyper`` is out of range, the checkpoint is one of another model, or ``loop.patience``
+        watches a metric that ``evaluate`` does not return.
       TrainingError: a loss was not finite under ``on_nan="raise"``, or once more after three rollbacks.
       CheckpointError: a checkpoint could not be written.
       SystemExit: 143, after SIGTERM, once the state is saved.
     """
     check_hyper(hyper)
+    if loop.patience is not None and evaluate is None:
+        raise InputError(f"loop.patience={loop.patience} without evaluate; give evaluate, or leave out patience")
     shapes = jax.eval_shape(train_step, state, next(iter(batches(0, 1))), hyper)[1]
     meter = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     template = jax.tree.map(_abstract, state)
+    count_tokens = tokens_per_step if callable(tokens_per_step) else lambda _: tokens_per_step
     at = _Position(0, state, meter, 0.0, 0)
     with Checkpoints(directory / "checkpoints", keep=loop.keep) as checkpoints, sigterm() as stop:
         restored = checkpoints.restore(template) if resume else None
@@ -316,7 +313,7 @@ def fit(
             with Reporter(directory, total_steps=loop.steps, resume_step=resumed, console=console) as reporter:
                 try:
                     return _pass(
-                        loop, train_step, hyper, at, batches, evaluate, tokens_per_step, checkpoints, reporter, stop
+                        loop, train_step, hyper, at, batches, evaluate, count_tokens, checkpoints, reporter, stop
                     )
                 except _RollbackRequest as request:
                     rollbacks = at.rollbacks + 1
@@ -336,13 +333,14 @@ def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
 def _pack(at: _Position) -> tuple[State, dict]:
     """State and metadata of a checkpoint. The sums of the log are few numbers, and JSON keeps every bit of them."""
     meter = {name: [float(value) for value in pair] for name, pair in jax.device_get(at.meter).items()}
-    return at.state, {"seconds": at.seconds, "rollbacks": at.rollbacks, "meter": meter}
+    return at.state, {"seconds": at.seconds, "rollbacks": at.rollbacks, "meter": meter, "best": at.best._asdict()}
 
 
 def _unpack(restored: Restored, like: dict) -> _Position:
     pairs = restored.metadata.pop("meter")
     meter = {name: tuple(map(jnp.asarray, pairs[name], (leaf.dtype for leaf in like[name]))) for name in like}
-    return _Position(restored.step, restored.tree, meter, **restored.metadata)
+    best = _Best(**restored.metadata.pop("best", {}))  # checkpoints of earlier versions have none
+    return _Position(restored.step, restored.tree, meter, best=best, **restored.metadata)
 
 
 @partial(jax.jit, static_argnames="train_step", donate_argnames=("state", "meter"))
@@ -352,21 +350,24 @@ def _update(train_step, state, meter, batch, hyper):
     return state, jax.tree.map(jnp.add, meter, metrics)
 
 
-def _pass(loop, train_step, hyper, at, batches, evaluate, tokens_per_step, checkpoints, reporter, stop) -> State:
-    """Train from a position to the last step; leaves by an exception for a rollback or a signal to stop."""
-    step, state, meter, seconds, rollbacks = at
+def _pass(loop, train_step, hyper, at, batches, evaluate, count_tokens, checkpoints, reporter, stop) -> State:
+    """Train from a position to the end; leaves by an exception for a rollback or a signal to stop."""
+    step, state, meter, seconds, rollbacks, best = at
+    if _out_of_patience(loop, best):
+        return state
     hyper = hyper._replace(lr=hyper.lr * 0.5**rollbacks)
-    began, logged = time.monotonic() - seconds, (time.monotonic(), step)
+    began, logged, tokens = time.monotonic() - seconds, time.monotonic(), 0
     for batch in batches(step, loop.steps):
         state, meter = _update(train_step, state, meter, batch, hyper)
         step += 1
+        tokens += count_tokens(batch)
         last = step == loop.steps
         if step % loop.log_every == 0 or last:
             values = averages(meter)
             meter = jax.tree.map(jnp.zeros_like, meter)
             now = time.monotonic()
-            rate = {"tokens/s": tokens_per_step * (step - logged[1]) / (now - logged[0])} if tokens_per_step else {}
-            logged = (now, step)
+            rate = {"tokens/s": tokens / (now - logged)} if tokens else {}
+            logged, tokens = now, 0
             skipped = values.pop("skipped")
             reporter.metrics(step, "train", values | ({"skipped": skipped} if skipped else {}), now - began)
             reporter.progress(step, {"loss": values["loss"], **rate})
@@ -375,18 +376,41 @@ def _pass(loop, train_step, hyper, at, batches, evaluate, tokens_per_step, check
         if evaluate is not None and (step % loop.eval_every == 0 or last):
             values = evaluate(averaged_params(state))
             reporter.metrics(step, "validation", values, time.monotonic() - began)
-            logged = (time.monotonic(), step)
-        stopping = stop.is_set() and not last
-        if step % loop.checkpoint_every == 0 or last or stopping:
+            logged, tokens = time.monotonic(), 0
+            if loop.patience is not None:
+                best = _judge(loop, best, step, values)
+        ended = last or _out_of_patience(loop, best)
+        stopping = stop.is_set() and not ended
+        # The best one is saved at once, for later there are other weights.
+        if step % loop.checkpoint_every == 0 or step == best.step or ended or stopping:
             # What is restored must come before the failure, even one that no log has told of yet.
             if loop.on_nan != "skip" and (skipped := averages(meter)["skipped"]) > 0:
                 _on_nan(loop.on_nan, skipped, step, reporter)
-            checkpoints.save(step, *_pack(_Position(step, state, meter, time.monotonic() - began, rollbacks)))
+            position = _Position(step, state, meter, time.monotonic() - began, rollbacks, best)
+            checkpoints.save(step, *_pack(position), also_keep=best.step)
         if stopping:
             checkpoints.wait()
             reporter.note(f"stopped by SIGTERM; saved at step {step}, go on with --resume")
             raise SystemExit(143)
+        if ended and not last:
+            rival = "that is finite" if best.step is None else f"better than {best.value:.4g} of step {best.step}"
+            reporter.note(f"no {loop.monitor} {rival} in {best.since} evaluations; stopped at step {step}")
+            break
     return state
+
+
+def _judge(loop: Loop, best: _Best, step: int, values: dict[str, float]) -> _Best:
+    """The best evaluation, now that there is that of `step`. NaN is never better."""
+    if loop.monitor not in values:
+        raise InputError(f"loop.monitor={loop.monitor}; evaluate returns no such metric, only {', '.join(values)}")
+    value, highest = float(values[loop.monitor]), loop.best == "highest"
+    before = best.value if best.value is not None else -math.inf if highest else math.inf
+    better = value > before if highest else value < before
+    return _Best(step, value) if better else best._replace(since=best.since + 1)
+
+
+def _out_of_patience(loop: Loop, best: _Best) -> bool:
+    return loop.patience is not None and best.since >= loop.patience
 
 
 def _on_nan(policy: str, skipped: float, step: int, reporter: Reporter) -> None:
@@ -407,6 +431,27 @@ def averages(metrics: dict) -> dict[str, float]:
     return {
         name: float(total) / float(weight) if weight else math.nan for name, (total, weight) in sorted(host.items())
     }
+
+
+def best_params(directory: Path, template: State) -> PyTree:
+    """The weights to use after a run of `fit`: of the best evaluation if it had ``patience``, else the newest ones.
+
+    Their average where the optimizer keeps it. ``template`` is a state of the run, or its shapes, as for
+    `Checkpoints.restore`.
+
+    Raises:
+      InputError: there is no checkpoint, or it is one of another model.
+      CheckpointError: the checkpoint is damaged.
+    """
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(template)
+        if restored is None:
+            raise InputError(f"{directory} holds no checkpoint yet; train it further with --run {directory} --resume")
+        best = _Best(**restored.metadata.get("best", {}))
+        if best.step not in (None, restored.step):
+            restored = checkpoints.restore(template, step=best.step)
+    assert restored is not None
+    return averaged_params(restored.tree)
 
 
 @contextmanager

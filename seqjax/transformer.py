@@ -1,18 +1,26 @@
-"""The parts of a Transformer layer, as pure functions: weights, MLP, and where norm and residual stand."""
+"""The parts of a Transformer, as pure functions: a layer's weights, MLP, where norm and residual stand, positions."""
 
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from seqjax import positions
 from seqjax.attention import MultiHead, init_multi_head
+from seqjax.errors import InputError
 from seqjax.layers import affine
 from seqjax.layers import dropout as apply_dropout
 from seqjax.normalization import layer_norm, rms_norm
 from seqjax.types import Array, Float, PRNGKey, Scalar
+
+Positions = Literal["rotary", "learned", "sinusoidal", "alibi", "t5", "none"]
+"""How a Transformer knows where a token stands; see `add_positions`, `rotate` and `position_bias`."""
+
+_both_ways = partial(positions.t5_bias, bidirectional=True)  # made once: another one is another function to jit
 
 
 class Style(NamedTuple):
@@ -110,3 +118,63 @@ def dropper(rate: Scalar, key: PRNGKey | None) -> Callable[[Array], Array]:
         return lambda x: x
     calls = itertools.count()
     return lambda x: apply_dropout(jax.random.fold_in(key, next(calls)), x, rate)
+
+
+def check_sizes(config) -> None:
+    """Raise `InputError` for a model configuration whose sizes do not fit its heads and positions."""
+    for name in ("d_model", "n_heads", "n_kv_heads", "n_layers", "n_decoder_layers", "d_ff", "context"):
+        if (value := getattr(config, name, None)) is not None and value < 1:
+            raise InputError(f"model.{name}={value}; it must be at least 1.")
+    if config.d_model % config.n_heads:
+        raise InputError(f"model.n_heads={config.n_heads} must divide model.d_model={config.d_model}.")
+    if config.n_heads % (config.n_kv_heads or config.n_heads):
+        raise InputError(f"model.n_kv_heads={config.n_kv_heads} must divide model.n_heads={config.n_heads}.")
+    if config.positions == "rotary" and config.d_model // config.n_heads % 2:
+        raise InputError(f"rotary positions need heads of even size, not {config.d_model // config.n_heads}.")
+    if config.positions == "sinusoidal" and config.d_model % 2:
+        raise InputError(f"sinusoidal positions need an even model.d_model, not {config.d_model}.")
+
+
+def init_t5(key: PRNGKey, n_heads: int) -> Float[Array, "32 N"]:
+    """A small table of biases for `position_bias`."""
+    return 0.02 * jax.random.normal(key, (32, n_heads))
+
+
+def add_positions(
+    kind: Positions, x: Float[Array, "B T D"], at: Array, learned: Float[Array, "P D"] | None
+) -> Float[Array, "B T D"]:
+    """Embeddings of tokens at places ``at``, [T] or [B, T], with what "learned" and "sinusoidal" positions add.
+
+        "learned":    x + learned[at]
+        "sinusoidal": √D x + pe(at)      (Vaswani et al., 2017)
+
+    Raises:
+      InputError: more tokens than ``learned`` has rows. A place beyond them gives NaN.
+    """
+    if kind == "learned":
+        assert learned is not None, "a model with learned positions has a table of them"
+        if at.shape[-1] > learned.shape[0]:
+            raise InputError(
+                f"{at.shape[-1]} tokens do not fit into learned positions for {learned.shape[0]}; "
+                "shorten the text, or train with a larger model.context or other model.positions"
+            )
+        return x + jnp.broadcast_to(learned.at[at].get(mode="fill", fill_value=jnp.nan), x.shape)
+    if kind == "sinusoidal":
+        return math.sqrt(x.shape[-1]) * x + jnp.broadcast_to(positions.sinusoidal_at(at, x.shape[-1]), x.shape)
+    return x
+
+
+def rotate(kind: Positions, x: Float[Array, "B T N H"], at: Array) -> Float[Array, "B T N H"]:
+    """Queries or keys, turned by their places where positions are "rotary"."""
+    return positions.rotary(x, at) if kind == "rotary" else x
+
+
+def position_bias(
+    kind: Positions, n_heads: int, t5: Float[Array, "C N"] | None = None, *, bidirectional: bool = False
+) -> dict:
+    """The options of attention by which "alibi" and "t5" change its scores."""
+    if kind == "alibi":
+        return {"score_mod": positions.alibi, "score_args": (positions.alibi_slopes(n_heads),)}
+    if kind == "t5":
+        return {"score_mod": _both_ways if bidirectional else positions.t5_bias, "score_args": (t5,)}
+    return {}

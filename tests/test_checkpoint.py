@@ -208,6 +208,24 @@ def test_keeps_the_newest(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["100", "101"]
 
 
+def test_keeps_one_more(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, best, left in ((1, None, [1]), (2, 2, [1, 2]), (3, 2, [2, 3]), (4, 2, [2, 3, 4]), (5, 2, [2, 4, 5])):
+            checkpoints.save(step, make_state(step), {}, also_keep=best)
+            checkpoints.wait()
+            assert checkpoints.steps() == left
+    with Checkpoints(tmp_path, keep=2) as checkpoints:  # it is not written down
+        checkpoints.save(6, make_state(6), {}, also_keep=2)
+        checkpoints.save(7, make_state(7), {}, also_keep=2)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 6, 7]
+        checkpoints.save(8, make_state(8), {}, also_keep=8)
+        checkpoints.wait()
+        assert checkpoints.steps() == [7, 8]
+        checkpoints.save(1, make_state(1), {}, also_keep=8)  # what comes after goes, whatever it is
+    assert checkpoints.steps() == [1]
+
+
 def test_keep_must_leave_a_spare(tmp_path):
     with pytest.raises(InputError, match="keep=1: keep at least 2"):
         Checkpoints(tmp_path, keep=1)
@@ -338,6 +356,18 @@ def test_walks_back_until_one_is_intact(tmp_path):
     with pytest.warns(RuntimeWarning) as caught:
         assert Checkpoints(tmp_path).restore(make_state(0)).step == 1
     assert [str(w.message).rsplit("; ", 1)[1] for w in caught] == ["trying step 2", "trying step 1"]
+
+
+def test_restores_each_that_is_intact(tmp_path):
+    save_all(tmp_path, 1, 2, 3)
+    assert [restored.step for restored in Checkpoints(tmp_path).restore_each(make_state(0))] == [3, 2, 1]
+    spoil(tmp_path, 1, 2)
+    with pytest.warns(RuntimeWarning) as caught:
+        [restored] = Checkpoints(tmp_path).restore_each(make_state(0))
+    assert as_bytes(restored.tree) == as_bytes(make_state(3))
+    endings = [str(w.message).rsplit("; ", 1)[1] for w in caught]
+    assert endings == ["trying step 1", "no older one is left"]
+    assert list(Checkpoints(tmp_path / "absent").restore_each(make_state(0))) == []
 
 
 def test_none_is_intact(tmp_path):

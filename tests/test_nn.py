@@ -10,6 +10,10 @@ from flax import nnx
 import seqjax
 from seqjax import nn
 from seqjax.cells import CELLS
+from seqjax.errors import InputError
+from seqjax.layers import dropout
+from seqjax.scores import attend, dot
+from seqjax.seq2seq import covered_additive
 from tests.oracles import random_like
 
 
@@ -177,3 +181,64 @@ def test_embed_and_dense(key):
     expected = x @ np.asarray(params["w"]) + np.asarray(params["b"])
     np.testing.assert_allclose(apply(params, jnp.asarray(x)), expected, rtol=1e-6)
     assert apply(params, jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_recurrent_steps_are_a_call(key):
+    init, apply = seqjax.purify(lambda key: nn.Recurrent(CELLS["lru"], 3, 4, 2, rngs=nnx.Rngs(key)))
+    params = random_like(np.random.default_rng(0), jax.eval_shape(init, key))
+    xs = jax.random.normal(key, (2, 3, 3))
+    after, ys = apply(params, xs)
+    carry = apply(params, xs[:, 0], method="initial")
+    step = jax.jit(lambda rate, *arguments: apply(params, *arguments, dropout=rate, key=key, method="step"))
+    for t in range(3):
+        carry, y = step(0.0, xs[:, t], carry)
+        np.testing.assert_allclose(y, ys[:, t], rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), carry, after)
+    # Dropout acts between the layers only.
+    (below, above), _ = step(0.0, xs[:, 0], carry)
+    (same, other), _ = step(0.9, xs[:, 0], carry)
+    jax.tree.map(np.testing.assert_array_equal, same, below)
+    assert not np.array_equal(other.h, above.h)
+
+
+def test_bidirectional_layers_read_both_halves_of_the_layer_below(key):
+    cell = CELLS["lstm"]
+    init, apply = seqjax.purify(lambda key: nn.Bidirectional(cell, 3, 4, 2, rngs=nnx.Rngs(key)))
+    params = random_like(np.random.default_rng(0), jax.eval_shape(init, key))
+    xs, lengths = jax.random.normal(key, (2, 5, 3)), jnp.array([5, 3])
+    carries, ys = jax.jit(apply)(params, xs, lengths=lengths, dropout=0.5, key=key)
+    expected = jnp.swapaxes(xs, 0, 1)
+    for depth, (forward, backward) in params["layers"].items():
+        assert forward.w_h.shape == (2, 8)
+        if depth == 1:
+            expected = dropout(jax.random.fold_in(key, 1), expected, 0.5)
+        halves, expected = seqjax.bidirectional(cell, forward, backward, expected, lengths=lengths)
+        for name in ("h", "c"):
+            both = np.concatenate([getattr(half, name) for half in halves], axis=-1)
+            np.testing.assert_allclose(getattr(carries[depth], name), both, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ys, jnp.swapaxes(expected, 0, 1), rtol=1e-6, atol=1e-6)
+    with pytest.raises(InputError, match="d_hidden=5: two directions have half of it each; make it even"):
+        jax.eval_shape(lambda key: nn.Bidirectional(cell, 3, 5, rngs=nnx.Rngs(key)), key)
+
+
+@pytest.mark.parametrize("score", ["dot", "additive"])
+def test_attention_is_attend_with_its_own_parameters(mode, score, key):
+    covered = score == "additive"
+    make = lambda key: nn.Attention(score, 4, 4, d_score=3, longest=5, coverage=covered, rngs=nnx.Rngs(key))  # noqa: E731
+    init, apply = seqjax.purify(make)
+    assert not covered or not np.any(init(key)["w_coverage"])  # as if there were no coverage
+    params = random_like(np.random.default_rng(0), jax.eval_shape(init, key))
+    assert set(params) == ({"w_q", "w_k", "b", "w_score", "w_coverage"} if covered else set())
+    q, values = jax.random.normal(key, (2, 3, 4)), jax.random.normal(jax.random.key(1), (2, 5, 4))
+    mask = jnp.arange(5)[None] < jnp.array([[5], [2]])
+    coverage = jax.random.uniform(key, (2, 3, 5))
+    keys = apply(params, values, method="keys")
+    result = apply(params, q, keys, values, mask=mask, coverage=coverage if covered else None)
+    if covered:
+        w_k = params.pop("w_k")
+        expected = attend(
+            q, values @ w_k, values, score=lambda q, k: covered_additive(q, k, coverage, **params), mask=mask[:, None]
+        )
+    else:
+        expected = attend(q, values, score=dot, mask=mask[:, None])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), result, expected)

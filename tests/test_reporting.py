@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqjax.errors import InputError
-from seqjax.reporting import Reporter, learning_curve, read_metrics
+from seqjax.reporting import Reporter, attention_map, learning_curve, read_metrics
 
 
 def lines(directory):
@@ -217,9 +217,10 @@ def test_without_the_extras(tmp_path, monkeypatch):
     assert len(lines(tmp_path)) == 2
     assert not (tmp_path / "tensorboard").exists()
     assert learning_curve(tmp_path) is None
+    assert attention_map(np.eye(2), ["a", "b"], ["A", "B"], tmp_path / "map.png") is None
 
 
-# The figure
+# The figures
 
 
 @pytest.mark.parametrize(
@@ -254,3 +255,29 @@ def test_learning_curve_leaves_pyplot_alone(tmp_path):
     loaded = "matplotlib.pyplot" in sys.modules
     learning_curve(tmp_path)
     assert ("matplotlib.pyplot" in sys.modules) == loaded
+
+
+def blue(path):
+    """Where a picture is blue: the middle, down and across, as shares of its sides; None if it is nowhere."""
+    from matplotlib.image import imread
+
+    picture = imread(path)
+    places = np.argwhere(picture[..., 2] - picture[..., 0] > 0.3)
+    return places.mean(axis=0) / picture.shape[:2] if len(places) else None
+
+
+def test_attention_map(tmp_path):
+    # Nothing is read as a formula, and what the font lacks is no reason to warn.
+    source, target = ["$a_1$", "^", "\\frac", "·日本", "🐋", "<eos>"], ["\t", "\x00", "a\nb", "<eos>"]
+
+    def draw(t, s):
+        path = tmp_path / f"{t}{s}.png"
+        weights = np.zeros((4, 6), np.float32)
+        weights[t, s] = 1
+        assert attention_map(weights, source, target, path) == path
+        return blue(path)
+
+    first, right, below = draw(0, 0), draw(0, 5), draw(3, 0)
+    assert right[1] - first[1] > 0.3 > 0.01 > abs(right[0] - first[0])
+    assert below[0] - first[0] > 0.3 > 0.01 > abs(below[1] - first[1])
+    assert blue(attention_map(np.zeros((4, 6)), source, target, str(tmp_path / "white.png"))) is None

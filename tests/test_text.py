@@ -1,6 +1,8 @@
 import json
+import math
 import sys
-from itertools import pairwise
+from collections import Counter
+from itertools import pairwise, product, repeat
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from seqjax.text import (
     split_words,
     train_tokenizer,
 )
+from seqjax.text.tokenizers import _join
 
 KINDS = ("char", "byte", "word", "space", "bpe")
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
@@ -283,3 +286,86 @@ def test_file_content(tmp_path):
     save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
     content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     assert content == tokenizer.to_json() == {"version": 1, "kind": "char", "vocab": [*SPECIALS, "é"]}
+
+
+# --- BPE dropout
+
+
+def exact_dropout(parts, merges, dropout):
+    """Cuts of a word and their probabilities: Algorithm 1 of Provilkov et al., over every set of dropped pairs."""
+    places = [i for i, pair in enumerate(pairwise(parts)) if pair in merges]
+    found = Counter()
+    for kept in product((False, True), repeat=len(places)):
+        probability = math.prod(1 - dropout if keep else dropout for keep in kept)
+        left = [i for i, keep in zip(places, kept, strict=True) if keep]
+        if not left:
+            found[parts] += probability
+            continue
+        i = min(left, key=lambda i: (merges.index((parts[i], parts[i + 1])), i))
+        joined = (*parts[:i], parts[i] + parts[i + 1], *parts[i + 2 :])
+        for cut, share in exact_dropout(joined, merges, dropout).items():
+            found[cut] += probability * share
+    return found
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.6])
+def test_bpe_dropout_cuts_words_as_often_as_the_paper_says(dropout):
+    tokenizer = train_tokenizer("bpe", ["banana bandana ananas"] * 2, max_size=270)
+    n_words = 4000
+    ids = tokenizer.encode(" banana" * n_words, dropout=dropout, rng=np.random.default_rng(0))
+    cuts = "".join(f"|{tokenizer.vocab[i]}" for i in ids).split("|Ġ")[1:]
+    found = Counter(tuple(f"Ġ{cut}".split("|")) for cut in cuts)
+    expected = exact_dropout(tuple("Ġbanana"), tokenizer.merges, dropout)
+    assert sum(expected.values()) == pytest.approx(1)
+    assert found.keys() <= expected.keys()
+    assert len(expected) > 10
+    for cut, probability in expected.items():
+        deviation = math.sqrt(n_words * probability * (1 - probability))
+        assert abs(found[cut] - n_words * probability) < 4 * deviation + 1, cut
+
+
+@pytest.mark.fast
+@given(text=st.text(), seen=st.text(), seed=st.integers(0, 2**32), dropout=st.floats(0, 1))
+def test_bpe_dropout_keeps_the_text(text, seen, seed, dropout):
+    tokenizer = train_tokenizer("bpe", [text, seen], max_size=300)
+    ids = tokenizer.encode(text, dropout=dropout, rng=np.random.default_rng(seed))
+    assert ids.dtype == np.int32
+    assert tokenizer.decode(ids) == text
+    # The same ids from the same generator, also from a tokenizer that remembers nothing yet.
+    again = BPETokenizer(tokenizer.merges).encode(text, dropout=dropout, rng=np.random.default_rng(seed))
+    np.testing.assert_array_equal(ids, again)
+
+
+@given(text=st.text(), seen=st.text())
+def test_bpe_dropout_of_everything_gives_bytes(text, seen):
+    tokenizer = train_tokenizer("bpe", [text, seen], max_size=300)
+    ids = tokenizer.encode(text, dropout=1.0, rng=np.random.default_rng(0))
+    assert len(ids) == len(text.encode())
+    np.testing.assert_array_equal(ids, BPETokenizer(()).encode(text))
+
+
+@given(word=st.text("ab", min_size=1, max_size=12), data=st.data())
+def test_bpe_dropout_of_nothing_joins_as_encode_does(word, data):
+    """With any merges, among them such that make the same token or come before those they need."""
+    tokens, merges = ["a", "b"], []
+    for _ in range(data.draw(st.integers(0, 8))):
+        merges.append(tuple(data.draw(st.sampled_from(tokens)) for _ in range(2)))
+        tokens.append("".join(merges[-1]))
+    tokenizer = BPETokenizer(tuple(data.draw(st.permutations(merges))))
+    letters = BPETokenizer(()).encode(word).tolist()
+    joined = _join(letters, tokenizer._ranks, 0.0, repeat(0.0))
+    assert joined == tokenizer.encode(word).tolist() == tokenizer.encode(word, dropout=0.0).tolist()
+    assert _join(letters, tokenizer._ranks, 1.0, repeat(0.9)) == letters
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dropout": -0.1}, "dropout: -0.1 is not between 0 and 1"),
+        ({"dropout": float("nan")}, "dropout: nan"),
+        ({"dropout": 0.1}, "rng: dropout=0.1 needs a generator"),
+    ],
+)
+def test_bpe_dropout_rejects(arguments, message):
+    with pytest.raises(InputError, match=message):
+        BPETokenizer(()).encode("a", **arguments)

@@ -1,11 +1,13 @@
 """Training: one step, against Optax and NumPy; and the loop, which must survive whatever stops it."""
 
+import dataclasses
 import json
 import math
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seqjax import losses, train
 from seqjax.cells import CELLS
-from seqjax.checkpoint import Checkpoints
+from seqjax.checkpoint import CheckpointError, Checkpoints
+from seqjax.config import read_config, write_config
 from seqjax.errors import InputError
 from seqjax.reporting import read_metrics
 from seqjax.train import Hyper, Loop, TrainingError, averaged_params, fit, make_optimizer, make_step, unit_schedule
@@ -312,18 +315,43 @@ def test_a_metric_of_the_loss_does_not_replace_the_loss():
 @pytest.mark.parametrize(
     ("name", "value"),
     [("lr", -1.0), ("lr", math.nan), ("lr", math.inf), ("weight_decay", -0.1), ("clip", -1.0), ("clip", math.nan)]
+    + [("scheduled_sampling", -0.1), ("scheduled_sampling", 1.1), ("scheduled_sampling", math.nan)]
     + [(name, value) for name in ("b1", "b2", "dropout", "label_smoothing", "ema") for value in (-0.1, 1.0)],
 )
 def test_hyperparameters_out_of_range(name, value):
     with pytest.raises(InputError, match=rf"hyper\.{name}={value}; it must be at least 0"):
         train.check_hyper(Hyper()._replace(**{name: value}))
-    train.check_hyper(Hyper(clip=math.inf))
+    train.check_hyper(Hyper(clip=math.inf, scheduled_sampling=1.0))
 
 
-@pytest.mark.parametrize("name", ["steps", "log_every", "eval_every", "checkpoint_every", "keep"])
+def test_fields_of_hyper_keep_their_places():
+    """Studies and tests give them without names."""
+    assert Hyper(1, 2, 3, 4, 5, 6, 7, 8) == Hyper(1, 2, 3, 4, 5, 6, 7, ema=8, scheduled_sampling=0.0)
+    assert Loop(1, 2, 3, 4, 5, "skip") == Loop(1, 2, 3, 4, 5, on_nan="skip", patience=None)
+
+
+def test_configurations_of_earlier_versions(tmp_path):
+    """A config.json without the fields that came later."""
+    names = {Hyper: ["scheduled_sampling"], Loop: ["patience", "monitor", "best"]}
+    for kind, config in ((Hyper, Hyper(lr=0.5)), (Loop, Loop(steps=7))):
+        write_config(tmp_path, "lm", config, [])
+        record = json.loads((tmp_path / "config.json").read_text())
+        for name in names[kind]:
+            del record["config"][name]
+        (tmp_path / "config.json").write_text(json.dumps(record))
+        assert read_config(tmp_path, kind) == config
+
+
+@pytest.mark.parametrize("name", ["steps", "log_every", "eval_every", "checkpoint_every", "keep", "patience"])
 def test_loops_out_of_range(name):
     with pytest.raises(InputError, match=rf"loop\.{name}=0; it must be at least"):
         Loop(**{name: 0})
+
+
+def test_what_is_the_best_value_must_be_said():
+    with pytest.raises(InputError, match=r"loop\.monitor=bleu; set loop\.best to lowest or highest"):
+        Loop(monitor="bleu")
+    Loop(monitor="bleu", best="highest")
 
 
 def test_averages_divide_once():
@@ -389,15 +417,28 @@ def validate(params):
     return {"loss": float(_validate(params)[0]), "peak": float(_validate(params)[1])}
 
 
-def run(directory, *, loop=LOOP, state=None, resume=False, evaluate=validate, console=False, **kw):
+def run(
+    directory,
+    *,
+    loop=LOOP,
+    step=TRAIN_STEP,
+    state=None,
+    batches=toy_batches,
+    evaluate=validate,
+    tokens=0,
+    resume=False,
+    console=False,
+    **kw,
+):
     return fit(
         loop,
-        TRAIN_STEP,
+        step,
         toy_state() if state is None else state,
         TOY_HYPER,
-        partial(toy_batches, **kw),
+        partial(batches, **kw),
         directory=directory,
         evaluate=evaluate,
+        tokens_per_step=tokens,
         resume=resume,
         console=console,
     )
@@ -522,12 +563,266 @@ def test_fit_outside_the_main_thread(tmp_path, unkilled):
         assert outcome(tmp_path, pool.submit(run, tmp_path).result()) == unkilled
 
 
-# --- what is not finite
-
-
 def saved_steps(directory):
-    with Checkpoints(directory / "checkpoints") as checkpoints:
-        return checkpoints.steps()
+    return Checkpoints(directory / "checkpoints").steps()
+
+
+# --- patience
+
+
+class Script:
+    """Batches, and evaluations whose values are given: one after each second step and after the last."""
+
+    def __init__(self, *values, name="bleu", batches=toy_batches):
+        self._values = dict(zip([2, 4, 6, 8, 10, 12, 13], values, strict=False))
+        self._name, self._batches, self._step = name, batches, 0
+        self.evaluated = {}
+
+    def batches(self, start, stop, **kw):
+        for step, batch in enumerate(self._batches(start, stop, **kw), start + 1):
+            self._step = step
+            yield batch
+
+    def evaluate(self, params):
+        self.evaluated[self._step] = bits_of(params)
+        return {"other": 0.0, self._name: np.float64(self._values[self._step])}
+
+    def run(self, directory, **kw):
+        return run(directory, batches=self.batches, evaluate=self.evaluate, **kw)
+
+
+def best(directory, state=None):
+    return bits_of(train.best_params(directory, state or toy_state()))
+
+
+# The third evaluation is no number, the fourth is as good as the second and not better.
+VALUES = (1.0, 3.0, math.nan, 3.0)
+PATIENCE = Loop(
+    steps=13, log_every=5, eval_every=2, checkpoint_every=5, keep=2, patience=2, monitor="bleu", best="highest"
+)
+
+
+@pytest.mark.fast
+def test_patience_ends_training_and_keeps_the_best(tmp_path, capsys):
+    script = Script(*VALUES)
+    state = script.run(tmp_path, loop=PATIENCE, console=True)
+    assert state.step == 8
+    assert "no bleu better than 3 of step 4 in 2 evaluations; stopped at step 8" in capsys.readouterr().out
+    assert [(row["step"], row["split"]) for row in rows(tmp_path)] == [
+        (2, "validation"),
+        (4, "validation"),
+        (5, "train"),
+        (6, "validation"),
+        (8, "validation"),
+    ]
+    # 2 and 4 were the best so far, 5 is regular, 8 the last: the two newest and the best are left.
+    assert saved_steps(tmp_path) == [4, 5, 8]
+    assert best(tmp_path) == script.evaluated[4] != bits_of(averaged_params(state))
+    # The checkpoint goes on as if nothing had ended: with more patience it is a run that never stopped.
+    before = outcome(tmp_path, state)
+    assert outcome(tmp_path, script.run(tmp_path, loop=PATIENCE, resume=True, kill=1)) == before
+    script, longer = Script(*VALUES, 2.0, 4.0, 1.0), dataclasses.replace(PATIENCE, patience=5)
+    resumed = outcome(tmp_path, script.run(tmp_path, loop=longer, resume=True))
+    assert best(tmp_path) == script.evaluated[12]
+    assert resumed == outcome(tmp_path / "whole", script.run(tmp_path / "whole", loop=longer))
+    assert saved_steps(tmp_path) == saved_steps(tmp_path / "whole") == [12, 13]
+
+
+def test_killed_and_resumed_it_stops_at_the_same_step(tmp_path):
+    whole = outcome(tmp_path / "whole", Script(*VALUES).run(tmp_path / "whole", loop=PATIENCE))
+    for kill in (3, 4, 5, 6, 7):
+        with pytest.raises(Killed):
+            Script(*VALUES).run(tmp_path, loop=PATIENCE, kill=kill, resume=True)
+    with pytest.raises(SystemExit):
+        Script(*VALUES).run(tmp_path, loop=PATIENCE, terminate=6, resume=True)
+    assert outcome(tmp_path, Script(*VALUES).run(tmp_path, loop=PATIENCE, resume=True)) == whole
+    assert best(tmp_path) == best(tmp_path / "whole")
+    # A signal after the step that ends training changes nothing.
+    last = Script(*VALUES).run(tmp_path / "last", loop=PATIENCE, terminate=7)
+    assert outcome(tmp_path / "last", last) == whole
+
+
+def test_of_a_loss_the_lowest_is_best(tmp_path):
+    script = Script(3.0, 1.0, 2.0, 0.5, 0.7, math.inf, 0.6, name="loss")
+    state = script.run(tmp_path, loop=Loop(steps=13, eval_every=2, patience=7))
+    assert state.step == 13  # patience without end keeps the best all the same
+    assert best(tmp_path) == script.evaluated[8]
+    script = Script(3.0, 1.0, 2.0, 0.5, name="loss")
+    script.run(tmp_path, loop=Loop(steps=13, eval_every=2, patience=1))
+    assert best(tmp_path) == script.evaluated[4]
+
+
+def test_none_is_the_best(tmp_path, capsys):
+    script = Script(math.nan, math.inf, name="loss")
+    state = script.run(tmp_path, loop=Loop(steps=13, eval_every=2, patience=2), console=True)
+    assert state.step == 4
+    assert "no loss that is finite in 2 evaluations; stopped at step 4" in capsys.readouterr().out
+    assert best(tmp_path) == bits_of(averaged_params(state))
+
+
+def test_a_rollback_goes_back_behind_the_best(tmp_path):
+    """The failure of step 7 shows when step 8, the best so far, is to be saved; its second run is the worse one."""
+    loop = dataclasses.replace(PATIENCE, on_nan="rollback", steps=10)
+    script = Script(1.0, 2.0, 0.0, 3.0, 2.5)
+    state = script.run(tmp_path, loop=loop, fails={6: 2})
+    assert state.step == 10
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.restore(toy_state()).metadata["rollbacks"] == 1
+    assert best(tmp_path) == script.evaluated[8]
+
+
+def test_without_patience_the_newest_weights_are_used(tmp_path, unkilled):
+    state = run(tmp_path)
+    assert best(tmp_path) == best(tmp_path, jax.eval_shape(toy_state)) == bits_of(averaged_params(state))
+    with pytest.raises(InputError, match="holds no checkpoint yet"):
+        train.best_params(tmp_path / "elsewhere", state)
+
+
+def test_checkpoints_of_earlier_versions(tmp_path):
+    """They know of no best evaluation."""
+    whole = outcome(tmp_path / "whole", Script(*VALUES).run(tmp_path / "whole", loop=PATIENCE))
+    with pytest.raises(SystemExit):
+        Script(*VALUES).run(tmp_path, loop=PATIENCE, terminate=1)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(toy_state())
+        del restored.metadata["best"]
+        checkpoints.save(2, restored.tree, restored.metadata)
+    assert best(tmp_path) == bits_of(averaged_params(restored.tree))
+    assert outcome(tmp_path, Script(*VALUES).run(tmp_path, loop=PATIENCE, resume=True)) == whole
+
+
+def test_what_patience_needs(tmp_path):
+    with pytest.raises(InputError, match=r"loop\.monitor=bleu; evaluate returns no such metric, only loss, peak"):
+        run(tmp_path, loop=PATIENCE)
+    with pytest.raises(InputError, match=r"loop\.patience=2 without evaluate"):
+        run(tmp_path, loop=PATIENCE, evaluate=None)
+
+
+# --- batches of several shapes
+
+
+def length_loss(params, extra, batch, key, hyper):
+    x, where = batch
+    noise = 0.1 * jax.random.normal(key, where.shape)
+    y = jnp.tanh(x @ params["w"]) + params["b"].reshape(1, 1, 2)
+    total = jnp.sum(jnp.where(where, jnp.sum(jnp.square(y), axis=-1) + noise, 0.0))
+    return (total, jnp.sum(where).astype(jnp.float32)), (0.9 * extra + total, {})
+
+
+LENGTH_STEP = make_step(length_loss, OPTIMIZER)
+SHAPES = [(4, 3), (2, 7), (4, 3), (3, 5), (2, 7), (4, 3), (3, 5)]
+
+
+def length_batch(step):
+    rng = np.random.default_rng(step)
+    shape = SHAPES[step % len(SHAPES)]
+    return rng.normal(size=(*shape, 3)).astype(np.float32), rng.random(shape) < 0.8
+
+
+def length_batches(start, stop, kill=None):
+    for step in range(start, stop):
+        if step == kill:
+            raise Killed
+        yield length_batch(step)
+
+
+@pytest.mark.fast
+def test_each_shape_is_compiled_once(tmp_path, monkeypatch, capsys):
+    steps, compiled = 20, []
+
+    def batches(start, stop):
+        for step, batch in enumerate(length_batches(start, stop)):
+            compiled.append(sum("backend_compile" in event for event in events))
+            monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: step + 1.0))  # noqa: B023
+            yield batch
+
+    def n_tokens(batch):
+        return int(np.sum(batch[1]))
+
+    loop = Loop(steps=steps, log_every=10, checkpoint_every=100)
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    with compilations() as events:
+        run(tmp_path, loop=loop, step=LENGTH_STEP, batches=batches, evaluate=None, tokens=n_tokens, console=True)
+    during = np.diff(compiled[1:])  # the first batch was asked for its shape only
+    assert during[: len(SHAPES)].tolist() == [1, 1, 0, 1, 0, 0, 0]
+    assert during[len(SHAPES) :].sum() == during[9]  # a log clears its sums, by a program of its own
+    # A second a step, so that a rate is a mean.
+    means = [np.mean([n_tokens(length_batch(step)) for step in part]) for part in (range(10), range(10, 20))]
+    assert means[0] != means[1]
+    out = capsys.readouterr().out
+    for mean in means:
+        assert f"  {mean:,.0f} tokens/s" in out
+
+
+def test_killed_and_resumed_with_several_shapes(tmp_path):
+    def script():
+        return Script(*VALUES, batches=length_batches)
+
+    whole = outcome(tmp_path / "whole", script().run(tmp_path / "whole", loop=PATIENCE, step=LENGTH_STEP))
+    for kill in (1, 3, 5, 6, 7):
+        with pytest.raises(Killed):
+            script().run(tmp_path, loop=PATIENCE, step=LENGTH_STEP, kill=kill, resume=True)
+    assert outcome(tmp_path, script().run(tmp_path, loop=PATIENCE, step=LENGTH_STEP, resume=True)) == whole
+    assert best(tmp_path) == best(tmp_path / "whole")
+
+
+# --- the mean over checkpoints
+
+
+def damage(directory, step):
+    record = directory / str(step) / "integrity" / "metadata"
+    record.write_bytes(record.read_bytes()[:-9])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("dtype", "average"), [("float32", True), ("bfloat16", False)])
+def test_the_mean_over_checkpoints(tmp_path, dtype, average):
+    """Of the weights, or of their moving averages where these are what is evaluated; summed in at least float32."""
+    rng, optimizer, states = np.random.default_rng(0), make_optimizer(average=average)(Hyper()), {}
+    with Checkpoints(tmp_path, keep=5) as checkpoints:
+        for step in (1, 2, 3, 9, 10):
+            params = {"w": jnp.asarray(rng.normal(size=(3, 2)), dtype), "b": [jnp.asarray(rng.normal(), dtype)]}
+            state = train.init_state(params, (), jax.random.key(0), optimizer)
+            # The weights are not their moving average.
+            states[step] = state._replace(params=jax.tree.map(jnp.ones_like, params)) if average else state
+            checkpoints.save(step, states[step], {})
+        template = jax.eval_shape(lambda: state)
+        for n, steps in ((1, [10]), (3, [3, 9, 10]), (5, [1, 2, 3, 9, 10])):
+            actual = train.average_checkpoints(checkpoints, template, n)
+            leaves = zip(*(jax.tree.leaves(averaged_params(states[step])) for step in steps), strict=True)
+            for leaf, parts in zip(jax.tree.leaves(actual), leaves, strict=True):
+                mean = np.mean([np.asarray(part, np.float64) for part in parts], axis=0)
+                assert leaf.dtype == dtype
+                np.testing.assert_allclose(
+                    np.asarray(leaf, np.float64), mean.astype(leaf.dtype).astype(np.float64), rtol=1e-6
+                )
+        with pytest.raises(InputError, match=r"n=6; there are 5 intact checkpoints"):
+            train.average_checkpoints(checkpoints, template, 6)
+
+
+def test_the_mean_over_intact_checkpoints(tmp_path):
+    optimizer = make_optimizer("sgd")(Hyper())
+    with Checkpoints(tmp_path, keep=4) as checkpoints:
+        for step in (1, 2, 3, 4):
+            state = train.init_state({"w": jnp.full(2, float(step))}, (), jax.random.key(0), optimizer)
+            checkpoints.save(step, state, {})
+    damage(tmp_path, 1)
+    damage(tmp_path, 3)
+    with pytest.warns(RuntimeWarning, match="trying step 2"):
+        close(train.average_checkpoints(checkpoints, state, 2), {"w": jnp.full(2, 3.0)})
+    with pytest.warns(RuntimeWarning), pytest.raises(InputError, match=r"n=3; there are 2 intact"):
+        train.average_checkpoints(checkpoints, state, 3)
+    with pytest.raises(InputError, match=r"n=0; it must be at least 1"):
+        train.average_checkpoints(checkpoints, state, 0)
+    damage(tmp_path, 2)
+    damage(tmp_path, 4)
+    with pytest.warns(RuntimeWarning), pytest.raises(CheckpointError, match="no older one is left"):
+        train.average_checkpoints(checkpoints, state, 1)
+    with pytest.raises(InputError, match=r"n=1; there are 0 intact"):
+        train.average_checkpoints(Checkpoints(tmp_path / "none"), state, 1)
+
+
+# --- what is not finite
 
 
 def test_nan_raises_at_the_next_log(tmp_path):

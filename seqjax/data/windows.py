@@ -10,7 +10,7 @@ beginning.
 
 import operator
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -28,6 +28,18 @@ class Batch(NamedTuple):
         np.ndarray | Array
     )  # [B, T] bool: the input begins a document, or a pass over the data; clear the carry before it
     where: np.ndarray | Array  # [B, T] bool: count this target in the loss
+
+
+AnyBatch = TypeVar("AnyBatch", bound=tuple, covariant=True)
+
+
+@runtime_checkable
+class Steps(Protocol[AnyBatch]):
+    """Batches by step, each a pure function of the step: `BPTTWindows`, `PairBuckets`."""
+
+    def __getitem__(self, step: int, /) -> AnyBatch:
+        """The batch of a step >= 0."""
+        ...
 
 
 class BPTTWindows:
@@ -76,20 +88,20 @@ class BPTTWindows:
         return int(word) % (len(self.tokens) - 1)
 
 
-def batches(source: BPTTWindows, *, start: int = 0, stop: int, accumulate: int = 1) -> Iterator[Batch]:
+def batches(source: Steps[AnyBatch], *, start: int = 0, stop: int, accumulate: int = 1) -> Iterator[AnyBatch]:
     """The batches of the steps `start` to `stop` - 1, read ahead in a thread.
 
-    With `accumulate` = A > 1 a step takes the windows s*A to s*A + A - 1, stacked on a new leading axis [A, B, T].
-    Starting at `start` gives exactly what skipping that many steps gives.
+    With `accumulate` = A > 1 a step takes the batches s*A to s*A + A - 1, stacked on a new leading axis [A, B, T]; they
+    must have one shape, as windows have. Starting at `start` gives exactly what skipping that many steps gives.
     """
     import grain
 
     if accumulate < 1:
         raise InputError(f"accumulate: {accumulate} is below 1; 1 takes one window a step.")
 
-    def stacked(step: int) -> Batch:
-        windows = [source[step * accumulate + a] for a in range(accumulate)]
-        return Batch(*(np.stack(leaves) for leaves in zip(*windows, strict=True)))
+    def stacked(step: int) -> AnyBatch:
+        parts = [source[step * accumulate + a] for a in range(accumulate)]
+        return type(parts[0])(*(np.stack(leaves) for leaves in zip(*parts, strict=True)))
 
     steps = grain.MapDataset.range(start, stop)
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)

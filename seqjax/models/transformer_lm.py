@@ -12,11 +12,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqjax import attention, caching, positions
+from seqjax import attention, caching, transformer
 from seqjax.errors import InputError
 from seqjax.nn import Dense, Embed
 from seqjax.transformer import Style, dropper, init_layer, init_norm, mlp, normalize, sublayer
@@ -36,7 +35,7 @@ class TransformerConfig:  # not Config: the command line tells the members of a 
     """Hidden size of the MLP; without one, 4 d_model."""
     context: int = 64
     """How many tokens a prediction sees; decoding keeps so many keys and values."""
-    positions: Literal["rotary", "learned", "sinusoidal", "alibi", "t5", "none"] = "rotary"
+    positions: transformer.Positions = "rotary"
     """With "learned", a text can be no longer than the context."""
     norm: Literal["layer", "rms"] = "layer"
     norm_place: Literal["pre", "post", "none"] = "pre"
@@ -58,17 +57,7 @@ class TransformerConfig:  # not Config: the command line tells the members of a 
         return self.context if self.positions == "learned" else None
 
     def __post_init__(self):
-        for name in ("d_model", "n_heads", "n_kv_heads", "n_layers", "d_ff", "context"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"model.{name}={value}; it must be at least 1.")
-        if self.d_model % self.n_heads:
-            raise InputError(f"model.n_heads={self.n_heads} must divide model.d_model={self.d_model}.")
-        if self.n_heads % (self.n_kv_heads or self.n_heads):
-            raise InputError(f"model.n_kv_heads={self.n_kv_heads} must divide model.n_heads={self.n_heads}.")
-        if self.positions == "rotary" and self.d_model // self.n_heads % 2:
-            raise InputError(f"rotary positions need heads of even size, not {self.d_model // self.n_heads}.")
-        if self.positions == "sinusoidal" and self.d_model % 2:
-            raise InputError(f"sinusoidal positions need an even model.d_model, not {self.d_model}.")
+        transformer.check_sizes(self)
 
 
 class State(NamedTuple):
@@ -90,7 +79,7 @@ class TransformerLM(nnx.Module):
         self.out = None if config.tied else Dense(config.d_model, vocab_size, rngs=rngs)
         learned, t5 = config.positions == "learned", config.positions == "t5"
         self.learned = Embed(config.context, config.d_model, rngs=rngs) if learned else None
-        self.table = nnx.Param(0.02 * jax.random.normal(rngs.params(), (32, config.n_heads))) if t5 else None
+        self.table = nnx.Param(transformer.init_t5(rngs.params(), config.n_heads)) if t5 else None
 
     def __call__(
         self,
@@ -170,15 +159,15 @@ class TransformerLM(nnx.Module):
         """The layers, with ``attend(layer, q, k, v)``, on tokens at positions ``at`` [T] or [B, T]."""
         config = self.config
         drop, style = dropper(dropout, key), config.style
-        x = drop(self._embedded(tokens, at).astype(config.dtype))
-        bias = self._bias()
+        learned, t5 = (None if p is None else p.get_value() for p in (self.learned and self.learned.w, self.table))
+        x = transformer.add_positions(config.positions, self.embed(tokens), at, learned)
+        x, bias = drop(x.astype(config.dtype)), transformer.position_bias(config.positions, config.n_heads, t5)
         for i, layer in enumerate(self.layers):
             params = layer.get_value()
 
             def heads(x, i=i, params=params.attention):
                 q, (k, v) = attention.queries(params, x), attention.keys_values(params, x)
-                if config.positions == "rotary":
-                    q, k = positions.rotary(q, at), positions.rotary(k, at)
+                q, k = (transformer.rotate(config.positions, x, at) for x in (q, k))
                 return drop(attention.merged(params, attend(i, q, k, v, **bias)))
 
             x = sublayer(style, heads, x, params.g_attention, params.b_attention)
@@ -187,28 +176,6 @@ class TransformerLM(nnx.Module):
             return x
         g, b = (None if p is None else p.get_value() for p in (self.g, self.b))
         return normalize(style, x, g, b)
-
-    def _embedded(self, tokens, at):
-        x = self.embed(tokens)
-        if self.learned is not None:
-            if at.shape[-1] > self.config.context:
-                raise InputError(
-                    f"{at.shape[-1]} tokens do not fit into learned positions for {self.config.context}; "
-                    "shorten the text, or train with a larger model.context or other model.positions"
-                )
-            # Decoding beyond the context gives NaN, not the last position again.
-            return x + jnp.broadcast_to(self.learned.w.get_value().at[at].get(mode="fill", fill_value=jnp.nan), x.shape)
-        if self.config.positions == "sinusoidal":
-            encoded = positions.sinusoidal_at(at, self.config.d_model)
-            return math.sqrt(self.config.d_model) * x + jnp.broadcast_to(encoded, x.shape)
-        return x
-
-    def _bias(self):
-        if self.config.positions == "alibi":
-            return {"score_mod": positions.alibi, "score_args": (positions.alibi_slopes(self.config.n_heads),)}
-        if self.table is not None:
-            return {"score_mod": positions.t5_bias, "score_args": (self.table.get_value(),)}
-        return {}
 
     def scores(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """The output layer."""

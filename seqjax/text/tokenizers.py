@@ -9,10 +9,12 @@ import json
 import os
 import re
 import unicodedata
+from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, pairwise, repeat
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -39,7 +41,7 @@ _WORD = re.compile(rf"\n|\w+(?:[{_MARKS}]+\w*|['’]\w+)*|[^\w\s]")
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _OTHERS = (b for b in range(256) if b not in _PRINTABLE)
 _LETTERS = {chr(b): b for b in _PRINTABLE} | {chr(256 + i): b for i, b in enumerate(_OTHERS)}  # in this order: ids
-
+_LETTER_IDS = {letter: len(SPECIALS) + i for i, letter in enumerate(_LETTERS)}
 BPE_SIZE = 8192
 """The vocabulary of bpe without a ``max_size``."""
 
@@ -253,6 +255,9 @@ class BPETokenizer:
     Words are cut as in GPT-2 (Radford et al., 2019): a space belongs to the word after it. Nothing is unknown, and
     every UTF-8 text comes back as it was. Encoding needs the package ``tokenizers``.
 
+    With ``dropout`` a text is cut anew every time (Provilkov et al., 2020): at each step of joining, every pair that
+    could be joined is left out with that probability. So a model sees words in many parts. It is for training only.
+
     >>> tokenizer = train_tokenizer("bpe", ["low lower lowest"], max_size=263)
     >>> tokenizer.merges
     (('l', 'o'), ('lo', 'w'), ('Ġ', 'low'))
@@ -285,13 +290,52 @@ class BPETokenizer:
         return _byte_level(models.BPE(vocab=_index(self.vocab), merges=list(self.merges)))
 
     @cached_property
+    def _ranks(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """Pair of ids -> place among the merges, and what the two make."""
+        index = _index(self.vocab)
+        return {(index[a], index[b]): (rank, index[a + b]) for rank, (a, b) in enumerate(self.merges)}
+
+    @cached_property
+    def _spelled(self) -> tuple[tuple[int, ...], ...]:
+        """The ids of the bytes of each id."""
+        return tuple(tuple(_LETTER_IDS[letter] for letter in token) for token in self.vocab)
+
+    @cached_property
     def _bytes(self) -> tuple[bytes, ...]:
         spelled = (bytes(_LETTERS[letter] for letter in token) for token in self.vocab[len(SPECIALS) :])
         return (b"", _REPLACEMENT.encode(), b"", b"", *spelled)
 
-    def encode(self, text: str) -> np.ndarray:
-        """Text to int32 ids [T]; a lone surrogate, which UTF-8 cannot spell, becomes U+FFFD."""
-        return np.asarray(self._encoder.encode(_without_surrogates(text)).ids, np.int32)
+    def encode(self, text: str, *, dropout: float = 0.0, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Text to int32 ids [T]; a lone surrogate, which UTF-8 cannot spell, becomes U+FFFD.
+
+        With `dropout` > 0 the ids follow from the text and the state of `rng`. Dropout 1 gives bytes.
+
+        Raises InputError for a dropout outside of [0, 1], or without a generator.
+        """
+        if not 0 <= dropout <= 1:
+            raise InputError(f"dropout: {dropout} is not between 0 and 1; 0.1 is usual.")
+        if dropout == 0:
+            return np.asarray(self._encoder.encode(_without_surrogates(text)).ids, np.int32)
+        if rng is None:
+            raise InputError(f"rng: dropout={dropout} needs a generator; give np.random.default_rng(seed).")
+        return self._encode_with_dropout(text, dropout, rng)
+
+    def _encode_with_dropout(self, text: str, dropout: float, rng: np.random.Generator) -> np.ndarray:
+        # In Python, since the dropout of the package `tokenizers` cannot be seeded. What it makes without dropout is
+        # still of use: drawn first is how many steps go by before a best pair is left out, and most words are complete
+        # by then.
+        encoding = self._encoder.encode(_without_surrogates(text))
+        words: dict[int, list[int]] = {}
+        for i, word in zip(encoding.ids, encoding.word_ids, strict=True):
+            words.setdefault(word, []).append(i)
+        steps = (rng.geometric(dropout, len(words)) - 1).tolist()
+        draws, ids = _uniform(rng), []
+        for word, step in zip(words.values(), steps, strict=True):
+            letters = [letter for i in word for letter in self._spelled[i]]
+            if step < len(letters) - len(word):
+                word = _join(letters, self._ranks, dropout, chain(repeat(1.0, step), (0.0,), draws))
+            ids += word
+        return np.array(ids, np.int32)
 
     def decode(self, ids: Ids) -> str:
         """Ids [T] to text, `<unk>` and invalid UTF-8 as U+FFFD. Raises InputError for ids out of range."""
@@ -304,6 +348,41 @@ class BPETokenizer:
     def to_json(self) -> dict[str, Any]:
         """The content of tokenizer.json."""
         return {**_to_json(self), "merges": [list(pair) for pair in self.merges]}
+
+
+def _join(
+    parts: list[int], ranks: dict[tuple[int, int], tuple[int, int]], dropout: float, draws: Iterator[float]
+) -> list[int]:
+    """Join pairs until none is left, or all are left out: each is where the next of `draws` is below `dropout`.
+
+    A step takes the best pair that is not left out: the first among the merges, and of these the leftmost. It looks at
+    the pairs in this order, so that nothing is drawn for those after the one it takes.
+    """
+    end = len(parts)
+    parts = [*parts, PAD]  # which pairs with nothing; also at place -1
+    before, after = list(range(-1, end)), list(range(1, end + 1))
+    pairs = sorted((*ranks[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in ranks)
+    while (best := next((k for k in range(len(pairs)) if next(draws) >= dropout), None)) is not None:
+        _, both, i = pairs.pop(best)
+        j = after[i]
+        left, right = before[i], after[j]
+        for a, b in ((left, i), (j, right)):
+            if (pair := (parts[a], parts[b])) in ranks:
+                pairs.remove((*ranks[pair], a))
+        parts[i], after[i], before[right] = both, right, i
+        for a, b in ((left, i), (i, right)):
+            if (pair := (parts[a], parts[b])) in ranks:
+                insort(pairs, (*ranks[pair], a))
+    joined, i = [], 0
+    while i < end:
+        joined.append(parts[i])
+        i = after[i]
+    return joined
+
+
+def _uniform(rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from rng.random(256).tolist()
 
 
 def split_words(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""How texts are measured, by counting on the host. A text is a sequence of tokens: ids, words or characters."""
+"""How varied texts are. A text is a sequence of tokens: ids, words or characters."""
 
 import math
 from collections import Counter
