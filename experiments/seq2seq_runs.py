@@ -275,9 +275,13 @@ def make_loss(config: Any, model: Model) -> Callable:
         options = {"dropout": hyper.dropout if config.hyper.dropout > 0 else 0.0, "key": key}
         if config.hyper.scheduled_sampling > 0:
             options["sampling"] = hyper.scheduled_sampling
-        _, logits = model.apply(params, batch.source, batch.source_lengths, batch.inputs, **options)
-        loss = losses.cross_entropy(logits, batch.targets, where=batch.where, label_smoothing=hyper.label_smoothing)
-        return loss, (extra, {})
+        attention, logits = model.apply(params, batch.source, batch.source_lengths, batch.inputs, **options)
+        loss, weight = losses.cross_entropy(
+            logits, batch.targets, where=batch.where, label_smoothing=hyper.label_smoothing
+        )
+        if getattr(config, "coverage_loss", 0) > 0:
+            loss += config.coverage_loss * losses.coverage(attention, where=batch.where)[0]
+        return (loss, weight), (extra, {})
 
     return loss_fn
 
@@ -501,7 +505,7 @@ def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tupl
     (run.directory / "shapes.json").write_text(json.dumps(shapes) + "\n")
     validation = corpus["validation"]
     validation_pairs = [texts.encode(example) for example in validation]
-    judged = validation[: config.report.texts]
+    judged = validation[:: -(-len(validation) // config.report.texts)]  # from all over: it may be in some order
 
     def evaluate(params):
         values = teacher_forced(model, params, validation_pairs, shapes)
@@ -641,14 +645,21 @@ class Overrides:
     alpha: float | None = None
     """Exponent of the length penalty; more favours longer texts."""
     coverage_penalty: float | None = None
+    """Weight of Wu et al.'s penalty for parts of the source that were not looked at."""
     no_repeat_ngram: int | None = None
+    """No n-gram of so many tokens twice; 0 allows all."""
     repetition_penalty: float | None = None
+    """Above 1, written tokens become less likely."""
     min_length: int | None = None
+    """The fewest tokens."""
     max_length: int | None = None
+    """The most tokens."""
     temperature: float | None = None
     """Draw the texts at this temperature instead of searching for the likeliest."""
     seed: int | None = None
+    """Of the drawing."""
     batch_size: int | None = None
+    """Sources at a time."""
 
     def applied(self, search: Search) -> Search:
         """What is given here, else what ``search`` has."""

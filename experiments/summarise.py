@@ -56,6 +56,8 @@ class Config:
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "cosine"
     warmup: int = 100
     """Steps of linear warm-up."""
+    coverage_loss: float = 0.0
+    """Weight of what attention looks at again (See et al., 2017)."""
     batches: Batching = Batching(tokens=4096, n_buckets=3, max_source=200, max_target=32)
     search: Search = Search(no_repeat_ngram=2)
     report: Report = Report(texts=200)
@@ -71,7 +73,8 @@ PRESETS = {
         Config(
             model=RNNSeq2SeqConfig(
                 "gru", 128, 128, attention="additive", d_attention=128, coverage=True, copy=True, n_extra=60, tied="all"
-            )
+            ),
+            coverage_loss=1.0,
         ),
     ),
     "smoke": (

@@ -67,7 +67,7 @@ class Config:
         d_model=128, n_heads=4, n_layers=2, d_ff=512
     )
     hyper: train.Hyper = train.Hyper(lr=3e-3, b2=0.98, dropout=0.1, label_smoothing=0.1)
-    loop: train.Loop = train.Loop(steps=4000, eval_every=1000, checkpoint_every=1000)
+    loop: train.Loop = train.Loop(steps=3000, eval_every=1000, checkpoint_every=1000)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "cosine"
     warmup: int = 400

@@ -13,6 +13,7 @@ from seqjax import constraints as rules
 from seqjax.caching import BeamCache, Cache, Shared
 from seqjax.constraints import FREE, Constraints
 from seqjax.errors import InputError
+from seqjax.kernels.top_k import top_k
 from seqjax.types import Array, PyTree
 
 
@@ -163,12 +164,11 @@ def _search(step, params, state, logits, arrays, weights, *, static, options: _O
         """Write token t: the state in the order of the new live texts, these, the finished ones, who is done."""
         logits = logits.astype(np.promote_types(logits.dtype, np.float32))
         log_probs, ranked = _log_probs(constraints, logits, live.tokens.reshape(batch * width, length), t, options.eos)
-        n = min(2 * width, logits.shape[-1])
-        scores, tokens = (a.reshape(batch, width * n) for a in lax.top_k(ranked.astype(jnp.float32), n))
-        scores = (live.scores[:, :, None] + scores.reshape(batch, width, n)).reshape(batch, -1)
-        scores, place = lax.top_k(scores, min(2 * width, width * n))
-        token, parent = jnp.take_along_axis(tokens, place, axis=1), (place // n).astype(jnp.int32)
-        own = jnp.take_along_axis(log_probs.reshape(batch, -1), parent * logits.shape[-1] + token, axis=1)
+        vocab_size = logits.shape[-1]
+        scores = live.scores[:, :, None] + ranked.astype(jnp.float32).reshape(batch, width, vocab_size)
+        scores, place = top_k(scores.reshape(batch, -1), min(2, vocab_size) * width)
+        parent, token = jnp.divmod(place, vocab_size)
+        own = jnp.take_along_axis(log_probs.reshape(batch, -1), place, axis=1)
 
         candidates = _pick(live, parent)
         candidates = candidates._replace(

@@ -31,8 +31,9 @@ class Cache(NamedTuple):
 class BeamCache(NamedTuple):
     """The cache of W hypotheses of each row, which stays where it is when beam search reorders them.
 
-    ``k``, ``v`` ``[B, K, S, W, H]``: place w of column c was written by the hypothesis that was then the w-th;
-    ``rows [B·W, S]`` says at which place a hypothesis finds its own past.
+    ``k [B, K, H, S·W]``, ``v [B, K, S·W, H]``: place w of column c was written by the hypothesis that was then the
+    w-th; ``rows [B·W, S]`` says at which place a hypothesis finds its own past. So the arrays lie as the products read
+    them; an axis of its own for W would have XLA:CPU write every token into two copies of them.
     """
 
     k: Array
@@ -42,10 +43,10 @@ class BeamCache(NamedTuple):
     @classmethod
     def of(cls, cache: Cache, width: int) -> "BeamCache":
         """``width`` hypotheses that have all read the same; the axis after the first may be that of an ensemble."""
-        k, v = (jnp.repeat(x[..., None, :], width, axis=-2) for x in cache)
+        k, v = (jnp.repeat(x, width, axis=-2) for x in cache)
         rows = jnp.arange(k.shape[0] * width, dtype=jnp.int32) % width
-        rows = rows.reshape(-1, *(1 for _ in k.shape[1:-3]))
-        return cls(k, v, jnp.broadcast_to(rows, (rows.shape[0], *k.shape[1:-4], k.shape[-3])))
+        rows = rows.reshape(-1, *(1 for _ in k.shape[1:-2]))
+        return cls(jnp.swapaxes(k, -1, -2), v, jnp.broadcast_to(rows, (rows.shape[0], *k.shape[1:-3], columns(cache))))
 
 
 class Places(NamedTuple):
@@ -74,6 +75,11 @@ def empty(batch: int, n_kv_heads: int, length: int, d_head: int, dtype) -> Cache
     """A cache of ``length`` columns."""
     shape = batch, n_kv_heads, length, d_head
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))  # two buffers, so that both can be donated
+
+
+def columns(cache: Cache | BeamCache) -> int:
+    """S, how many tokens of a row a cache holds."""
+    return cache.rows.shape[-1] if isinstance(cache, BeamCache) else cache.k.shape[-2]
 
 
 def advance(places: Places, n_columns: int, lengths: Int[Array, "B"] | None) -> Places:
@@ -163,31 +169,27 @@ def _step(cache, places, q, k, v, score_mod, score_args):
 
 def _beam_step(cache, places, q, k, v, score_mod, score_args):
     """The W hypotheses of a row attend to what any of them has written, masked to that of their own ancestors."""
-    batch, _, n_columns, width, d_head = cache.k.shape
-    at = places.cursor
-
-    def write(old, new):
-        new = jnp.moveaxis(new.reshape(batch, width, -1, 1, d_head), 1, 3)
-        return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, axis=2)
-
+    n_columns, (batch, n_kv, _, d_head) = columns(cache), cache.v.shape
+    width, at = q.shape[0] // batch, places.cursor
     own = (jnp.arange(batch * width, dtype=jnp.int32) % width)[:, None]
+    k, v = (x.reshape(batch, width, n_kv, d_head).astype(cache.v.dtype) for x in (k, v))
     cache = BeamCache(
-        write(cache.k, k), write(cache.v, v), lax.dynamic_update_slice_in_dim(cache.rows, own, at, axis=1)
+        lax.dynamic_update_slice_in_dim(cache.k, jnp.transpose(k, (0, 2, 3, 1)), at * width, axis=3),
+        lax.dynamic_update_slice_in_dim(cache.v, jnp.moveaxis(v, 1, 2), at * width, axis=2),
+        lax.dynamic_update_slice_in_dim(cache.rows, own, at, axis=1),
     )
     age = (at - jnp.arange(n_columns, dtype=jnp.int32)) % n_columns
     mine = cache.rows[:, :, None] == jnp.arange(width, dtype=jnp.int32)[None, None]
     mine &= (age[None] <= places.lengths[:, None])[:, :, None]
-    grouped = jnp.moveaxis(q.reshape(batch, width, k.shape[2], -1, d_head), 1, 3)  # [B, K, G, W, H]
+    grouped = jnp.moveaxis(q.reshape(batch, width, n_kv, -1, d_head), 1, 3)  # [B, K, G, W, H]
     wide = np.promote_types(q.dtype, np.float32)
-    z = jnp.einsum("bkgqh,bkswh->bkgqsw", grouped, cache.k, preferred_element_type=wide) / math.sqrt(d_head)
-    z = z.reshape(*z.shape[:4], n_columns * width)
+    z = jnp.einsum("bkgqh,bkhc->bkgqc", grouped, cache.k, preferred_element_type=wide) / math.sqrt(d_head)
     if score_mod is not None:
         heads = z.reshape(batch, -1, width, n_columns * width)
         ages = jnp.repeat(-age, width)
         z = score_mod(heads, jnp.zeros(width, jnp.int32), ages, *score_args).astype(wide).reshape(z.shape)
     weights = softmax(z, mine.reshape(batch, 1, 1, width, n_columns * width))
-    flat = cache.v.reshape(*cache.v.shape[:2], n_columns * width, d_head)
-    y = jnp.einsum("bkgqc,bkch->bkgqh", weights.astype(v.dtype), flat)
+    y = jnp.einsum("bkgqc,bkch->bkgqh", weights.astype(v.dtype), cache.v)
     return jnp.moveaxis(y, 3, 1).reshape(q.shape), cache
 
 

@@ -26,6 +26,7 @@ from seqjax.beam import beam_search as beam_search
 from seqjax.constraints import FREE
 from seqjax.constraints import Constraints as Constraints
 from seqjax.errors import InputError
+from seqjax.kernels.top_k import top_k
 from seqjax.types import Array, PRNGKey, PyTree
 
 Step = Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
@@ -283,7 +284,7 @@ def _sample(step, params, state, logits, key, options, arrays, *, max_length, eo
 @partial(jax.jit, static_argnames=("step", "max_length", "eos", "static"))
 def _greedy(step, params, state, logits, arrays, *, max_length, eos, static):
     def choose(t, logits, tokens):
-        return jnp.argmax(rules.constrain(rules.join(arrays, static), logits, tokens, t, eos), axis=-1)
+        return top_k(rules.constrain(rules.join(arrays, static), logits, tokens, t, eos), 1)[1][:, 0]
 
     return _generate(step, choose, params, state, logits, max_length, eos)
 

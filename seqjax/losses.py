@@ -70,6 +70,35 @@ def cross_entropy(
     return weighted_sum(stats, weight, smoothing, z), jnp.sum(weight)
 
 
+def coverage(attention: Array, *, where: Array | None = None) -> tuple[Array, Array]:
+    """What attention looks at again, to be added to the loss of a summariser (See et al., 2017).
+
+        loss_t = Σ_s min(a_ts, Σ_{t' < t} a_t's)
+
+    It is 0 while every step looks elsewhere, and 1 for a step that only repeats.
+
+    Args:
+      attention: ``[B, T, S]``, weights of each step.
+      where: ``[B, T]``, bool (True = keep) or weights.
+
+    Returns:
+      ``(Σ where·loss, Σ where)``.
+
+    Raises:
+      InputError: the shapes do not fit.
+
+    >>> print(coverage(jnp.array([[[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]])))
+    (Array(1., dtype=float32), Array(3., dtype=float32))
+    """
+    if attention.ndim != 3 or (where is not None and where.shape != attention.shape[:2]):
+        shape = None if where is None else where.shape
+        raise InputError(f"attention must be [B, T, S] and where [B, T], not {attention.shape} and {shape}")
+    weight = jnp.ones(attention.shape[:2]) if where is None else where
+    weight = weight.astype(attention.dtype)
+    before = jnp.cumsum(attention, axis=1) - attention
+    return jnp.sum(weight[..., None] * jnp.minimum(attention, before)), jnp.sum(weight)
+
+
 def log_uniform(key: PRNGKey, vocab_size: int, n: int) -> tuple[Array, Array]:
     """Draw ``n`` ids of a vocabulary sorted by falling frequency, by Zipf's law, with replacement.
 

@@ -14,6 +14,7 @@ from seqjax.losses import (
     adaptive_cross_entropy,
     adaptive_log_probs,
     bits,
+    coverage,
     cross_entropy,
     init_adaptive,
     log_uniform,
@@ -299,3 +300,18 @@ def test_adaptive_softmax_rejects_other_cutoffs(key):
     params = init_adaptive(key, 8, CUTOFFS)
     with pytest.raises(InputError, match=r"cutoffs \(3, 6, 11\) do not fit params, which are for \(3, 5, 11\)"):
         adaptive_log_probs(params, jnp.zeros((2, 8)), cutoffs=(3, 6, 11))
+
+
+def test_coverage_is_the_sum_of_what_was_seen_before():
+    rng = np.random.default_rng(0)
+    attention = rng.dirichlet(np.ones(4), (2, 3))
+    where = np.array([[1, 1, 0], [1, 1, 1]])
+    expected = 0.0
+    for b, t in zip(*np.nonzero(where), strict=True):
+        for s in range(4):
+            expected += min(attention[b, t, s], sum(attention[b, before, s] for before in range(t)))
+    total, weight = coverage(jnp.asarray(attention, jnp.float32), where=jnp.asarray(where, bool))
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    assert weight == 5
+    with pytest.raises(InputError, match=r"attention must be \[B, T, S\] and where \[B, T\], not \(2, 3, 4\)"):
+        coverage(jnp.asarray(attention, jnp.float32), where=jnp.ones((2, 4)))

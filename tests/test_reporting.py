@@ -268,16 +268,16 @@ def blue(path):
 
 def test_attention_map(tmp_path):
     # Nothing is read as a formula, and what the font lacks is no reason to warn.
-    source, target = ["$a_1$", "^", "\\frac", "·日本", "🐋", "<eos>"], ["\t", "\x00", "a\nb", "<eos>"]
+    source, target = ["$a_1$", "^", "$\\frac$", "·日本", "🐋", "<eos>"], ["\t", "\x00", "a\nb", "<eos>"]
 
-    def draw(t, s):
+    def draw(t, s, weight=1.0):
         path = tmp_path / f"{t}{s}.png"
         weights = np.zeros((4, 6), np.float32)
-        weights[t, s] = 1
+        weights[t, s] = weight
         assert attention_map(weights, source, target, path) == path
         return blue(path)
 
     first, right, below = draw(0, 0), draw(0, 5), draw(3, 0)
     assert right[1] - first[1] > 0.3 > 0.01 > abs(right[0] - first[0])
     assert below[0] - first[0] > 0.3 > 0.01 > abs(below[1] - first[1])
-    assert blue(attention_map(np.zeros((4, 6)), source, target, str(tmp_path / "white.png"))) is None
+    assert draw(1, 1, weight=0.1) is None  # white is 0 and blue is 1, whatever the largest weight

@@ -24,7 +24,10 @@ from experiments.seq2seq_runs import Batching, Example, Model, Report, Search, T
 from seqjax import train
 from seqjax.caching import Shared
 from seqjax.checkpoint import Checkpoints
+from seqjax.config import write_config
 from seqjax.data import cmudict
+from seqjax.errors import InputError
+from seqjax.models.transformer_seq2seq import TransformerSeq2SeqConfig
 from seqjax.reporting import read_metrics
 from seqjax.text import EOS, UNK, load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -190,7 +193,6 @@ def test_the_run_directory(name, metrics, tokenizers, request):
     assert f"reference  {made.corpus['validation'][0].targets[0]}" in made.printed
 
 
-@pytest.mark.fast
 def test_one_program_of_each_kind_for_each_shape(translation):
     n = len(json.loads((translation.run / "shapes.json").read_text()))
     assert n == 2
@@ -207,6 +209,7 @@ def test_one_program_of_each_kind_for_each_shape(translation):
     assert lines(translation.run / "predictions.txt") == [best.text for (best,) in first]
 
 
+@pytest.mark.fast
 def test_early_stopping_by_bleu(stopped):
     assert [row["step"] for row in stopped.validation] == [4, 8]
     assert "no bleu better than" in stopped.printed
@@ -261,7 +264,6 @@ def typed(monkeypatch, content):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
-@pytest.mark.fast
 def test_predict_keeps_lines_in_place(spoken, monkeypatch, capsys):
     sources = [example.source for example in spoken.corpus["test"]]
     expected = lines(spoken.run / "predictions.txt")
@@ -310,7 +312,6 @@ def test_n_best_with_scores(spoken, monkeypatch, capsys):
         assert any(score == pytest.approx(log_prob / (len(text.split()) + n), abs=1e-3) for n in (0, 1))
 
 
-@pytest.mark.fast
 def test_interactive(spoken, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("One\r\ntwo\n \nnever\n"))
     capsys.readouterr()
@@ -343,7 +344,6 @@ def one_line(capsys):
     return refused
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     ("experiment", "words", "message"),
     [
@@ -354,33 +354,11 @@ def one_line(capsys):
         (translate, "smoke --data.path empty", "the corpus has no pair for validation; give files that are not empty"),
         (translate, "smoke --data.path blank", "the corpus has no pair for train; give files that are not empty"),
         (translate, "smoke --data.path pairs --data.max_size 99", "max_size: 99 leaves no room beside the 4 special"),
-        (translate, "--data.bpe_dropout 1", "data.bpe_dropout=1.0; it must be below 1"),
-        (translate, "--data.tokenizer word --data.bpe_dropout 0.1", "data.bpe_dropout=0.1; it must be below 1, and 0"),
-        (
-            translate,
-            "--model.positions learned --model.context 50",
-            "search.max_length reach 64; this model has learned",
-        ),
-        (
-            translate,
-            "gru --model.attention location --model.longest 9",
-            "batches.max_source=64; this model has location",
-        ),
-        (translate, "--batches.tokens 0", "tokens=0; it must be at least 1"),
-        (translate, "--batches.max_target 1", "max_target=1; it must be at least 2"),
-        (translate, "--search.beam_size 0", "beam_size=0; it must be at least 1"),
-        (translate, "--search.max_length 0", "max_length=0; it must be at least 1"),
-        (translate, "--search.coverage_penalty -1", "coverage_penalty=-1.0; it must be at least 0"),
-        (translate, "--search.repetition_penalty 0", "repetition_penalty=0.0; it must be above 0"),
-        (translate, "--search.temperature -1", "temperature=-1.0; it must be at least 0"),
-        (translate, "--report.texts 0", "report.texts=0; it must be at least 1"),
-        (translate, "--loop.monitor bleu", "loop.monitor=bleu; set loop.best to lowest or highest"),
+        (translate, "gru --model.attention location --model.longest 9", "batches.max_source=64; this model has"),
         (summarise, "smoke", "data.path: give a folder with train.jsonl, dev.jsonl and test.jsonl"),
         (summarise, "smoke --data.path nowhere", "nowhere/train.jsonl: cannot read the papers"),
-        (g2p, "smoke --data.limit 0", "data.limit=0; it must be at least 1"),
         (g2p, "smoke --warmup -1", "warmup=-1; it must be at least 0"),
         (toy_seq2seq, "smoke --data.shortest 9", "data.shortest=9, longest=4 and longest_test=None"),
-        (toy_seq2seq, "smoke --data.pairs 20 --data.longest 1", "there are no other sequences to test on"),
         # Seen before the run is looked for, let alone loaded.
         (translate, "predict --n_best 0", "n_best=0; it must be at least 1"),
         (translate, "predict --search.beam_size 0", "beam_size=0; it must be at least 1"),
@@ -392,7 +370,7 @@ def one_line(capsys):
         (translate, "evaluate --run bare", "bare/source_tokenizer.json: cannot read the tokenizer"),
     ],
 )
-def test_refused(translation, one_line, experiment, words, message):
+def test_refused(one_line, experiment, words, message):
     for folder in ("uneven", "empty", "blank", "bare"):
         Path(folder).mkdir(exist_ok=True)
     for language, n in (("de", 3), ("en", 2)):
@@ -401,10 +379,37 @@ def test_refused(translation, one_line, experiment, words, message):
         Path(f"empty/val.{language}").write_text("")
         Path(f"blank/train.{language}").write_text(" \n" if language == "de" else "a\n")
         Path(f"blank/val.{language}").write_text("a\n")
-    shutil.copy(translation.run / "config.json", "bare")
-    before = sorted(Path("runs").rglob("*"))
+    write_config(Path("bare"), "translate", translate.PRESETS["smoke"][1], [])
+    before = sorted(Path("runs").glob("*/*"))
     assert message in one_line(experiment, *words.split())
-    assert sorted(Path("runs").rglob("*")) == before
+    assert sorted(Path("runs").glob("*/*")) == before
+
+
+LEARNED = TransformerSeq2SeqConfig(positions="learned", context=50)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: translate.Data(bpe_dropout=1.0), "bpe_dropout=1.0; it must be below 1"),
+        (lambda: translate.Data(tokenizer="word", bpe_dropout=0.1), "bpe_dropout=0.1; it must be below 1, and 0 for"),
+        (lambda: translate.Config(model=LEARNED), "max_length reach 64; this model has learned positions for 50"),
+        (lambda: g2p.Config(model=LEARNED, search=Search(max_length=51)), "max_length reach 51; this model"),
+        (lambda: Batching(tokens=0), "tokens=0; it must be at least 1"),
+        (lambda: Batching(max_target=1), "max_target=1; it must be at least 2"),
+        (lambda: Search(beam_size=0), "beam_size=0; it must be at least 1"),
+        (lambda: Search(max_length=0), "max_length=0; it must be at least 1"),
+        (lambda: Search(coverage_penalty=-1.0), "coverage_penalty=-1.0; it must be at least 0"),
+        (lambda: Search(repetition_penalty=0.0), "repetition_penalty=0.0; it must be above 0"),
+        (lambda: Search(temperature=-1.0), "temperature=-1.0; it must be at least 0"),
+        (lambda: Report(texts=0), "report.texts=0; it must be at least 1"),
+        (lambda: g2p.Data(limit=0), "data.limit=0; it must be at least 1"),
+        (lambda: toy_seq2seq.draw(toy_seq2seq.Data(pairs=20, longest=1), 0), "no other sequences to test on"),
+    ],
+)
+def test_configurations_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 @pytest.fixture
@@ -420,9 +425,7 @@ def test_a_split_that_is_not_there(copied, one_line):
 
 def test_no_checkpoint(copied, one_line):
     shutil.rmtree(copied / "checkpoints")
-    assert f"{copied} holds no checkpoint yet" in one_line(
-        translate, "predict", "--run", copied, "--input", "input.txt"
-    )
+    assert f"{copied} holds no checkpoint yet" in one_line(translate, "evaluate", "--run", copied)
 
 
 @pytest.mark.parametrize("size", ["other", "same"])
@@ -490,6 +493,7 @@ def test_unknown_words_of_a_source_have_ids_of_their_own():
     assert target.tolist() == [UNK, nets, v]
     assert source.dtype == target.dtype == np.int32
     assert texts.encode(example, which=1)[1].tolist() == [v + 1, we]
+    assert texts.encode(Example("foo", ("bar foo",)))[1].tolist() == [UNK, v]  # only words of the source
     assert texts.decode(source, example.source) == "we foo nets <eos> foo <unk>"
     assert texts.decode(np.array([v + 1, EOS, 0, 0]), example.source) == "<eos>"
     assert texts.decode(np.array([we, v + 1]), "we foo") == "we <unk>"  # where a model copies what is not there
@@ -568,7 +572,9 @@ def test_n_best_are_sorted_and_as_many_for_every_line(writer):
     drawn = writer.write(SOURCES[:4], Search(temperature=9.0), n_best=2, quiet=True)
     assert drawn == writer.write(SOURCES[:4], Search(temperature=9.0), n_best=2, quiet=True)
     assert drawn != writer.write(SOURCES[:4], Search(temperature=9.0, seed=1), n_best=2, quiet=True)
-    assert drawn[0][0].text != drawn[0][1].text
+    scores = [[h.score for h in texts] for texts in drawn]
+    assert scores == [sorted(row, reverse=True) for row in scores]
+    assert scores[2][0] > scores[2][1]
 
 
 def test_batches_are_drawn_with_different_numbers(writer):
@@ -576,20 +582,20 @@ def test_batches_are_drawn_with_different_numbers(writer):
     assert len({best.text for (best,) in drawn}) == 4
 
 
-def test_pictures_of_attention(writer, tmp_path, monkeypatch, capsys):
+def test_pictures_of_attention_and_samples(writer, tmp_path, monkeypatch, capsys):
     drawn = []
     monkeypatch.setattr(seq2seq_runs, "attention_map", lambda *arguments: drawn.append(arguments))
     examples = [Example(source, ("a reference",)) for source in SOURCES]
-    config = SimpleNamespace(search=SEARCHES[0], report=Report(maps=3, samples=2))
-    seq2seq_runs.show(writer, examples, config, tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for *_, path in drawn] == ["attention/0.png", "attention/2.png"]
-    for weights, read, written, _ in drawn:
-        assert weights.shape == (len(written), len(read))
-        np.testing.assert_array_equal(weights, np.eye(len(read)))
-    assert drawn[0][1:3] == (["we", "show", "foo", "<eos>"],) * 2
-    # Of a source that is cut, the last token read is <eos>.
-    assert drawn[1][1] == drawn[1][2] == ["nets", "bar", "learn", "foo", "bar", "we", "<eos>"]
-    assert capsys.readouterr().out.split("\n") == [
+
+    def show(maps, samples):
+        drawn.clear()
+        config = SimpleNamespace(search=SEARCHES[0], report=Report(maps=maps, samples=samples))
+        seq2seq_runs.show(writer, examples, config, tmp_path)
+        return [path.relative_to(tmp_path).as_posix() for *_, path in drawn], capsys.readouterr().out
+
+    pictures, printed = show(4, 2)
+    assert pictures == ["attention/0.png", "attention/2.png", "attention/3.png"]
+    assert printed.split("\n") == [
         "",
         "  source     we show foo",
         "  reference  a reference",
@@ -600,6 +606,25 @@ def test_pictures_of_attention(writer, tmp_path, monkeypatch, capsys):
         "  written    ",
         "",
     ]
+    for weights, read, written, _ in drawn:
+        assert read == written
+        np.testing.assert_array_equal(weights, np.eye(len(read)))
+    assert drawn[0][1] == ["we", "show", "foo", "<eos>"]
+    assert drawn[1][1] == ["nets", "bar", "learn", "foo", "bar", "we", "<eos>"]  # cut, and so it ends
+    pictures, printed = show(1, 4)
+    assert pictures == ["attention/0.png"]
+    assert printed.count("  written ") == 4
+
+
+def test_the_longest_text(writer):
+    def length(longest, **options):
+        writer_ = writer._replace(shapes=((4, 4, 4), (2, 7, longest)))
+        [[best]] = writer_.write(["bar"], Search(beam_size=1, min_length=99, **options))
+        return len(best.text.split())
+
+    assert length(99) == 2 * 4 + 10
+    assert length(12) == 12
+    assert length(12, max_length=14) == 14
 
 
 def test_progress_on_a_terminal(writer, monkeypatch):
@@ -689,9 +714,11 @@ def test_pairs_of_sentences(capsys):
     assert translate.clean(translate.Config(), "  Ein\tBär \r") == "Ein Bär"
 
 
-@pytest.mark.fast
-def test_every_pronunciation_is_learned_and_accepted():
+def test_every_pronunciation_is_learned_and_accepted(spoken):
     assert g2p.measure(["R EH D", "K AE T"], [["R IY D", "R EH D"], ["K AA T"]]) == {"per": 1 / 6, "wer": 0.5}
     corpus = g2p.corpus(g2p.Data(limit=50))
     assert {split: len(examples) for split, examples in corpus.items()} == {"train": 50, "validation": 50, "test": 50}
-    assert sum(len(example.targets) for example in corpus["train"]) > 50
+    assert corpus["train"] == spoken.corpus["train"][:50]
+    n = sum(len(example.targets) for example in spoken.corpus["train"])
+    assert n > len(spoken.corpus["train"]) == 100
+    assert f"{n} pairs" in spoken.printed

@@ -171,7 +171,7 @@ class TransformerSeq2Seq(nnx.Module):
             return y
 
         logits = self._decode(tokens[:, None], places.lengths[:, None], attend, cross, 0.0, None)[:, 0]
-        places = caching.advance(places, caches[0].k.shape[2], None)
+        places = caching.advance(places, caching.columns(caches[0]), None)
         return State(tuple(caches), places, state.memory, jnp.mean(seen[-1], axis=1)), logits
 
     def _encode(self, source, mask, dropout, key) -> Float[Array, "B S D"]:
