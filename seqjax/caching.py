@@ -31,9 +31,9 @@ class Cache(NamedTuple):
 class BeamCache(NamedTuple):
     """The cache of W hypotheses of each row, which stays where it is when beam search reorders them.
 
-    ``k [B, K, H, S·W]``, ``v [B, K, S·W, H]``: place w of column c was written by the hypothesis that was then the
-    w-th; ``rows [B·W, S]`` says at which place a hypothesis finds its own past. So the arrays lie as the products read
-    them; an axis of its own for W would have XLA:CPU write every token into two copies of them.
+    ``k``, ``v`` ``[B, K, S·W, H]``: place c W + w was written, with column c, by the hypothesis that was then the w-th
+    of its row; ``rows [B·W, S]`` are the w at which a hypothesis finds its own past. W has no axis of its own: if it
+    had, XLA:CPU would copy the caches at every step.
     """
 
     k: Array
@@ -46,7 +46,7 @@ class BeamCache(NamedTuple):
         k, v = (jnp.repeat(x, width, axis=-2) for x in cache)
         rows = jnp.arange(k.shape[0] * width, dtype=jnp.int32) % width
         rows = rows.reshape(-1, *(1 for _ in k.shape[1:-2]))
-        return cls(jnp.swapaxes(k, -1, -2), v, jnp.broadcast_to(rows, (rows.shape[0], *k.shape[1:-3], columns(cache))))
+        return cls(k, v, jnp.broadcast_to(rows, (rows.shape[0], *k.shape[1:-3], columns(cache))))
 
 
 class Places(NamedTuple):
@@ -171,19 +171,23 @@ def _beam_step(cache, places, q, k, v, score_mod, score_args):
     """The W hypotheses of a row attend to what any of them has written, masked to that of their own ancestors."""
     n_columns, (batch, n_kv, _, d_head) = columns(cache), cache.v.shape
     width, at = q.shape[0] // batch, places.cursor
+
+    def write(old, new):
+        new = jnp.moveaxis(new.reshape(batch, width, n_kv, d_head), 1, 2)
+        return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at * width, axis=2)
+
     own = (jnp.arange(batch * width, dtype=jnp.int32) % width)[:, None]
-    k, v = (x.reshape(batch, width, n_kv, d_head).astype(cache.v.dtype) for x in (k, v))
     cache = BeamCache(
-        lax.dynamic_update_slice_in_dim(cache.k, jnp.transpose(k, (0, 2, 3, 1)), at * width, axis=3),
-        lax.dynamic_update_slice_in_dim(cache.v, jnp.moveaxis(v, 1, 2), at * width, axis=2),
-        lax.dynamic_update_slice_in_dim(cache.rows, own, at, axis=1),
+        write(cache.k, k), write(cache.v, v), lax.dynamic_update_slice_in_dim(cache.rows, own, at, axis=1)
     )
     age = (at - jnp.arange(n_columns, dtype=jnp.int32)) % n_columns
     mine = cache.rows[:, :, None] == jnp.arange(width, dtype=jnp.int32)[None, None]
     mine &= (age[None] <= places.lengths[:, None])[:, :, None]
     grouped = jnp.moveaxis(q.reshape(batch, width, n_kv, -1, d_head), 1, 3)  # [B, K, G, W, H]
     wide = np.promote_types(q.dtype, np.float32)
-    z = jnp.einsum("bkgqh,bkhc->bkgqc", grouped, cache.k, preferred_element_type=wide) / math.sqrt(d_head)
+    # Keys first: XLA:CPU transposes the other factor.
+    z = jnp.einsum("bkch,bkgqh->bkcgq", cache.k, grouped, preferred_element_type=wide) / math.sqrt(d_head)
+    z = jnp.moveaxis(z, 2, -1)
     if score_mod is not None:
         heads = z.reshape(batch, -1, width, n_columns * width)
         ages = jnp.repeat(-age, width)

@@ -18,6 +18,7 @@ from seqjax.beam import beam_search
 from seqjax.caching import Shared
 from seqjax.constraints import Constraints
 from seqjax.errors import InputError
+from seqjax.kernels.top_k import top_k
 from seqjax.models import transformer_lm
 from tests import oracles
 from tests.test_models import compilations
@@ -219,6 +220,16 @@ def test_fewer_texts_than_asked_for():
     np.testing.assert_array_equal(beams.scores[1], [0, -np.inf, -np.inf])
     np.testing.assert_array_equal(beams.log_probs[1], [0, -np.inf, -np.inf])
     np.testing.assert_array_equal(beams.lengths, [[1, 0, 0]] * 2)
+
+
+@pytest.mark.parametrize(("n", "k"), [(3, 2), (700, 1), (5000, 1), (5003, 10)])
+def test_the_greatest_numbers_are_those_of_lax(n, k):
+    """By chunks of chunks, with a rest, and with equal numbers."""
+    x = np.random.default_rng(0).normal(size=(3, n)).astype(np.float32)
+    x[1] = np.round(x[1])
+    x[2, np.random.default_rng(1).random(n) < 0.999] = -np.inf
+    for found, expected in zip(top_k(jnp.asarray(x), k), jax.lax.top_k(jnp.asarray(x), k), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 # --- constraints

@@ -6,14 +6,16 @@ from jax import lax
 
 from seqjax.types import Array
 
-CHUNK = 16  # the fastest of 8, 16, 32, 80 for 8,000 to 40,000 numbers
+CHUNK = 16  # 32 and 64 are as fast for rows of 8,000 and 40,000 numbers, 8 is slower
 
 
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
     """`jax.lax.top_k` of ``[B, n]``: the k greatest of each row and their places, of equal ones the first.
 
-    XLA:CPU sorts the whole row for it, which for a row of logits takes longer than the model that made them. Here the k
-    chunks with the greatest maxima are found first, in the same way; they hold the k greatest numbers.
+    On a CPU that is a scalar loop in one thread, as `jnp.argmax` is; maxima of chunks are vector code in all threads.
+    So the k chunks with the greatest maxima are found first, in the same way; they hold the k greatest numbers. For
+    the logits of a beam search that is 4 to 5 times as fast; with k = 1 it is ten times as fast as argmax. NaNs are
+    passed over.
     """
     n_chunks = x.shape[1] // CHUNK
     if jax.default_backend() != "cpu" or n_chunks <= 2 * k:
