@@ -18,6 +18,7 @@ sentences that are done. "torch, compiled", which has to be asked for, has `torc
 
 Each contender has a process of its own, and these take turns, so that a noisy machine disturbs all alike, and no
 contender's threads spin in another's time. Printed are medians over turns. Without PyTorch, ours is measured alone.
+Where others use the cores too, torch's threads wait for each other and its numbers mean nothing.
 """
 
 import argparse
