@@ -45,6 +45,10 @@ class Config:
             raise InputError(f"scores={sorted(unknown)} are unknown; choose from {', '.join(SCORES)}, none.")
         if len(set(self.scores)) < len(self.scores) or not self.scores:
             raise InputError(f"scores={self.scores}; name at least one, and each only once.")
+        if self.data.task == "addition":
+            raise InputError("data.task='addition' has no BLEU to compare; choose copy, sort or reverse.")
+        for score in self.scores:
+            self.member(score)  # checks itself, now and not after the others were trained
 
     def member(self, score: str) -> toy_seq2seq.Config:
         """The run of one score."""

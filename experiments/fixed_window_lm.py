@@ -248,7 +248,7 @@ def run(config: Config, run: Run) -> None:
         tokens_per_step=int(np.mean(np.sum(rows["train"][:, 1:] != PAD, axis=1)) * config.batch_size),
         resume=run.resume,
     )
-    params = train.averaged_params(state)
+    params = train.best_params(run.directory, state)
     train.summarise(run.directory, evaluate(params))
     for temperature in TEMPERATURES:
         names = generate(model, params, tokenizer, SampleOptions(temperature=temperature, samples=10))

@@ -181,12 +181,9 @@ def fit(
         tokens_per_step=config.batch_size * config.window * config.accumulate,
         resume=run.resume,
     )
-    if config.loop.patience is not None:
-        params = train.best_params(run.directory, state)
-        return model, params, evaluate(params)
-    params = train.averaged_params(state)
-    # The loop ends with an evaluation, unless the run that was resumed had ended.
-    return model, params, values or evaluate(params)
+    params = train.best_params(run.directory, state)
+    # The loop ends with an evaluation of these weights, unless it had patience, or the run that was resumed had ended.
+    return model, params, values if values and config.loop.patience is None else evaluate(params)
 
 
 def load(directory: Path, config_type: type) -> tuple[Any, Model, Tokenizer, Any]:

@@ -94,7 +94,8 @@ class Search:
     min_length: int = 0
     """The fewest tokens."""
     max_length: int | None = None
-    """The most tokens; by default twice those of the source and ten more, up to the longest target of training."""
+    """The most tokens; by default twice those of the longest source of the batch's bucket and ten more, up to
+    batches.max_target."""
     temperature: float | None = None
     """Draw the texts at this temperature instead of searching for the likeliest."""
     seed: int = 0
@@ -124,6 +125,8 @@ def check(config: Any) -> None:
         if getattr(config, name) < least:
             raise InputError(f"{name}={getattr(config, name)}; it must be at least {least}.")
     model, limits = config.model, config.batches
+    if getattr(model, "attention", "") == "none" and config.search.coverage_penalty > 0:
+        raise InputError("search.coverage_penalty needs a model with attention.")
     if isinstance(model, rnn_seq2seq.RNNSeq2SeqConfig):
         if model.attention == "location" and limits.max_source > model.longest:
             raise InputError(
@@ -131,6 +134,10 @@ def check(config: Any) -> None:
                 "(model.longest)."
             )
         return
+    if config.hyper.scheduled_sampling > 0:
+        raise InputError(
+            f"hyper.scheduled_sampling={config.hyper.scheduled_sampling}: only recurrent models have it; leave it 0."
+        )
     longest = max(limits.max_source, limits.max_target, config.search.max_length or 0)
     if model.longest is not None and longest > model.longest:
         raise InputError(
@@ -148,6 +155,7 @@ class Texts(NamedTuple):
     source: Tokenizer
     target: Tokenizer
     n_extra: int = 0
+    max_source: int | None = None  # tokens that are read of a source, <eos> included: no other can be copied
 
     def encode(self, example: Example, *, which: int = 0, dropout=None) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the source, and of one of its targets."""
@@ -180,8 +188,9 @@ class Texts(NamedTuple):
         """Ids of words between spaces; unknown ones get the next of the n_extra ids, or that in ``known``."""
         words = text.split()
         ids = self.source.encode(" ".join(words))
+        n_read = len(words) if self.max_source is None else self.max_source - 1
         for i, word in enumerate(words):
-            if ids[i] == UNK and (word in known or (grow and len(known) < self.n_extra)):
+            if ids[i] == UNK and (word in known or (grow and i < n_read and len(known) < self.n_extra)):
                 ids[i] = known.setdefault(word, self.source.vocab_size + len(known))
         return ids, known
 
@@ -201,6 +210,7 @@ def prepare(
     min_count: int = 1,
     max_size: int | None = None,
     n_extra: int = 0,
+    max_source: int | None = None,
 ) -> tuple[Texts, Corpus]:
     """Tokenizers and texts, made once, then read from the run."""
     folder = directory / "corpus"
@@ -220,15 +230,16 @@ def prepare(
         else:
             save_tokenizer(learn(kinds[0], sources), directory / "source_tokenizer.json")
             save_tokenizer(learn(kinds[1], targets), directory / "target_tokenizer.json")  # last: all else is there
-    return load_texts(directory, n_extra), load_corpus(directory)
+    return load_texts(directory, n_extra, max_source), load_corpus(directory)
 
 
-def load_texts(directory: Path, n_extra: int = 0) -> Texts:
+def load_texts(directory: Path, n_extra: int = 0, max_source: int | None = None) -> Texts:
     """The tokenizers of a run."""
     if (directory / "tokenizer.json").exists():
         tokenizer = load_tokenizer(directory / "tokenizer.json")
-        return Texts(tokenizer, tokenizer, n_extra)
-    return Texts(*(load_tokenizer(directory / f"{side}_tokenizer.json") for side in ("source", "target")), n_extra)
+        return Texts(tokenizer, tokenizer, n_extra, max_source)
+    sides = (load_tokenizer(directory / f"{side}_tokenizer.json") for side in ("source", "target"))
+    return Texts(*sides, n_extra, max_source)
 
 
 def load_corpus(directory: Path) -> dict[str, list[Example]]:
@@ -473,6 +484,10 @@ class Task(NamedTuple):
 
 def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tuple[Writer, dict[str, float]]:
     """Train, then measure: the trained model, and its metrics on each split but the training one."""
+    if getattr(config.model, "n_extra", 0) != texts.n_extra:
+        raise InputError(
+            f"model.n_extra={config.model.n_extra}: here a source's own words have no ids of their own; leave it 0."
+        )
     which = [(e, i) for e in corpus["train"] for i in range(len(e.targets) if task.every_target else 1)]
     rate = getattr(config.data, "bpe_dropout", 0.0)
 
@@ -615,7 +630,7 @@ def check_vocabulary(directory: Path, template: train.State, texts: Texts) -> bo
 def load(directory: Path, config_type: type, *, average: int = 1) -> tuple[Any, Writer]:
     """The configuration and the trained model of a run; ``average`` > 1 takes the mean of so many checkpoints."""
     config = read_config(directory, config_type)
-    texts = load_texts(directory, getattr(config.model, "n_extra", 0))
+    texts = load_texts(directory, getattr(config.model, "n_extra", 0), config.batches.max_source)
     model = build(config.model, texts)
     template = jax.eval_shape(lambda: initial(config, model, texts))
     try:
@@ -664,6 +679,8 @@ class Overrides:
     def applied(self, search: Search) -> Search:
         """What is given here, else what ``search`` has."""
         given = {name: value for name, value in vars(self).items() if value is not None}
+        # A run that draws its texts can still be searched.
+        search = replace(search, temperature=None) if self.beam_size is not None else search
         return replace(search, **given)
 
     def __post_init__(self):
@@ -704,7 +721,8 @@ class PredictOptions:
     n_best: int = 1
     """Texts for each line, best first; the beam is at least as wide."""
     scores: bool = False
-    """Print score and log-probability before each text, between tabs."""
+    """Print score and log-probability before each text, between tabs; the score of greedy search and of draws is the
+    log-probability."""
     average: int = 1
     """Take the mean of the weights of so many checkpoints."""
     search: Overrides = Overrides()
@@ -768,6 +786,10 @@ def commands(task: Task) -> dict[str, tuple[type, Callable[[Any], None]]]:
     def interactive(options: InteractiveOptions) -> None:
         """Read lines from the terminal and write a text for each; an empty line ends."""
         _, config, writer, search = opened(options)
+        if options.maps is not None and search.temperature is not None:
+            raise InputError(
+                "maps: there are none of texts that are drawn; leave out the temperature, or give a beam_size."
+            )
         for number, line in enumerate(_typed()):
             source = task.clean(config, line)
             found = writer.write([source], search, n_best=options.n_best, alignments=True)[0]

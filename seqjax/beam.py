@@ -107,7 +107,8 @@ def beam_search(
       length_penalty: lp.
       alpha: its exponent, traced or not.
       coverage_penalty: at least 0, traced or not; needs ``attention``.
-      attention: ``state -> [N, S]``, the weights of the last step, 0 for padding.
+      attention: ``state -> [N, S]``, the weights of the last step, 0 for padding. What never gets any weight counts as
+        padding, also where a softmax in float32 rounds to 0.
       alignments: return the weights.
       constraints: see `Constraints`; tokens they remove are not renormalised, so that ``log_probs`` are the model's.
         With a repetition penalty, texts are ranked by the penalised distribution.
@@ -156,7 +157,6 @@ def _search(step, params, state, logits, arrays, weights, *, static, options: _O
         if beta is None or texts.attention is None:
             return scores
         covered = jnp.sum(texts.attention, axis=2)
-        # The weight of padding is 0, that of a token never.
         logs = jnp.where(covered > 0, jnp.log(jnp.minimum(jnp.where(covered > 0, covered, 1), 1)), 0)
         return scores + beta * jnp.sum(logs, axis=-1)
 
@@ -195,7 +195,7 @@ def _search(step, params, state, logits, arrays, weights, *, static, options: _O
         best = jnp.max(live.scores, axis=1)
         if options.stop == "first":
             return jnp.all(jnp.isfinite(finished.scores), axis=1) | ~jnp.isfinite(best)
-        return finished.scores[:, -1] >= best / penalty(jnp.where(alpha > 0, length, n + 1))
+        return finished.scores[:, -1] >= best / penalty(jnp.where(alpha > 0, length, jnp.minimum(n + 1, length)))
 
     def unfinished(carry):
         t, _, _, _, done = carry

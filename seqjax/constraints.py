@@ -16,13 +16,15 @@ from seqjax.types import Array
 class Constraints(NamedTuple):
     """Rules for a text. The defaults allow every text, and cost nothing.
 
-    All but ``repetition_penalty`` remove tokens; where they remove every token, 0 (padding) is written.
+    All but ``repetition_penalty`` remove tokens. Where they remove every token, sampling and greedy search write 0
+    (padding), and beam search drops the text.
     """
 
     min_length: ArrayLike | None = None
     """No ``eos`` among the first so many tokens."""
     prefix: ArrayLike | None = None
-    """Integers ``[B, P]``: the tokens that row b begins with; 0 leaves a place free, so rows may differ in length."""
+    """Integers ``[B, P]``: the tokens that row b begins with, whatever the other rules say; 0 leaves a place free, so
+    rows may differ in length."""
     allowed: ArrayLike | Callable[[Array, Array], Array] | None = None
     """The tokens that may be written: bool ``[V]`` or ``[B, V]``, or a function ``(tokens [N, L], t) -> bool [N, V]``
     of the first t tokens of each text, which is called in a compiled loop: pass the same object every time."""
@@ -52,6 +54,12 @@ def check(constraints: Constraints, *, rows: int, vocab_size: int, max_length: i
             raise InputError(
                 f"prefix must be integers [{rows}, P] with P at most max_length={max_length}, not {dtype} {shape}"
             )
+        if (
+            not isinstance(prefix, Tracer)
+            and np.size(prefix)
+            and not 0 <= np.min(prefix) <= np.max(prefix) < vocab_size
+        ):
+            raise InputError(f"prefix has ids {np.min(prefix)} to {np.max(prefix)}; they must be in [0, {vocab_size})")
     if allowed is not None and not callable(allowed):
         shape, dtype = np.shape(allowed), jnp.result_type(allowed)
         if shape not in ((vocab_size,), (rows, vocab_size)) or not jnp.issubdtype(dtype, bool):
@@ -105,6 +113,7 @@ def constrain(constraints: Constraints, logits: Array, tokens: Array, t: Array, 
         written = _mark(logits, tokens, jnp.arange(tokens.shape[1]) < t)
         penalty = jnp.asarray(penalty, logits.dtype)
         logits = jnp.where(written, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    unruled = logits
     if n > 0 and n <= tokens.shape[1]:
         logits = jnp.where(_mark(logits, tokens[:, n - 1 :], _repeats(tokens, t, n)), -jnp.inf, logits)
     ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
@@ -116,7 +125,7 @@ def constrain(constraints: Constraints, logits: Array, tokens: Array, t: Array, 
     if prefix is not None:
         # Beyond its end a prefix leaves all places free.
         forced = _rows(jnp.take(jnp.asarray(prefix), t, axis=1, mode="fill", fill_value=0)[:, None], logits)
-        logits = jnp.where((forced == 0) | (ids == forced), logits, -jnp.inf)
+        logits = jnp.where(forced == 0, logits, jnp.where(ids == forced, unruled, -jnp.inf))
     return logits
 
 

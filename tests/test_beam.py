@@ -420,3 +420,21 @@ def test_refuses(options, message):
 def test_refuses_a_state_that_does_not_have_the_batch_first():
     with pytest.raises(InputError, match=r"state has leaves of \[2, 3\] rows for logits of 3"):
         beam_search(step, PARAMS, (STATE, jnp.zeros((2, 3))), LOGITS, max_length=L)
+
+
+def test_the_exact_rule_knows_that_no_text_is_longer_than_the_longest():
+    """With alpha < 0 a longer text is worse: at the last token there is no longer one."""
+    table = jnp.log(jnp.array([[0.0, 0.9, 0.1, 0.0], [0.0, 0.55, 0.0, 0.45], [0.25] * 4, [0.25] * 4]) + 1e-30)
+    options = {"max_length": 2, "eos": 3, "beam_size": 4, "length_penalty": "average", "alpha": -1.0}
+    one, four = (beam_search(lambda p, s, t: (s, p[t]), table, (), table[:1], n_best=n, **options) for n in (1, 4))
+    np.testing.assert_array_equal(one.tokens[0], four.tokens[0, :1])
+    np.testing.assert_array_equal(one.tokens[0, 0], [1, 1])
+
+
+def test_a_prefix_overrides_the_other_rules():
+    rules = Constraints(prefix=jnp.array([[1, 1, EOS]] * B), no_repeat_ngram=1, min_length=3)
+    beams = search(constraints=rules)
+    np.testing.assert_array_equal(beams.tokens[:, 0], [[1, 1, EOS]] * B)
+    assert np.all(np.isfinite(beams.scores))
+    with pytest.raises(InputError, match=r"prefix has ids 1 to 4; they must be in \[0, 4\)"):
+        search(constraints=Constraints(prefix=np.array([[1, 4]] * B)))

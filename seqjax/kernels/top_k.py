@@ -14,8 +14,7 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
 
     On a CPU that is a scalar loop in one thread, as `jnp.argmax` is; maxima of chunks are vector code in all threads.
     So the k chunks with the greatest maxima are found first, in the same way; they hold the k greatest numbers. For
-    the logits of a beam search that is 4 to 5 times as fast; with k = 1 it is ten times as fast as argmax. NaNs are
-    passed over.
+    the logits of a beam search that is 4 to 5 times as fast; with k = 1 it is ten times as fast as argmax.
     """
     n_chunks = x.shape[1] // CHUNK
     if jax.default_backend() != "cpu" or n_chunks <= 2 * k:

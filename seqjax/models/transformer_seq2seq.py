@@ -98,7 +98,8 @@ class TransformerSeq2Seq(nnx.Module):
         d, n_decoder = config.d_model, config.n_decoder_layers or config.n_layers
         self.target = Embed(target_vocab, d, rngs=rngs)
         self.source = None if config.tied == "all" else Embed(source_vocab, d, rngs=rngs)
-        self.encoder = nnx.List([nnx.Param(_init_layer(config, rngs.params())) for _ in range(config.n_layers)])
+        gain = 1 / math.sqrt(2 * config.n_layers)
+        self.encoder = nnx.List([nnx.Param(_init_layer(config, rngs.params(), gain)) for _ in range(config.n_layers)])
         self.decoder = nnx.List([nnx.Param(_init_decoder_layer(config, rngs.params())) for _ in range(n_decoder)])
         n_norms = 2 if config.norm_place == "pre" else 0  # at the end of the encoder and of the decoder
         self.norms = nnx.List([nnx.Param(init_norm(config.style, d, bias=config.bias)) for _ in range(n_norms)])
@@ -226,7 +227,7 @@ def _mask(source, lengths):
     return jnp.arange(source.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]
 
 
-def _init_layer(config, key, n_sublayers: int = 2) -> Layer:
+def _init_layer(config, key, gain: float) -> Layer:
     return init_layer(
         key,
         config.d_model,
@@ -235,7 +236,7 @@ def _init_layer(config, key, n_sublayers: int = 2) -> Layer:
         d_ff=config.d_ff,
         style=config.style,
         bias=config.bias,
-        gain=1 / math.sqrt(n_sublayers * config.n_layers),
+        gain=gain,
     )
 
 
@@ -244,8 +245,8 @@ def _init_decoder_layer(config, key) -> DecoderLayer:
     heads = attention.init_multi_head(
         cross, config.d_model, config.n_heads, n_kv_heads=config.n_kv_heads, bias=config.bias
     )
-    own = _init_layer(config, own, 3)
-    gain = 1 / math.sqrt(3 * config.n_layers)
+    gain = 1 / math.sqrt(3 * (config.n_decoder_layers or config.n_layers))
+    own = _init_layer(config, own, gain)
     return DecoderLayer(
         own, heads._replace(w_o=gain * heads.w_o), *init_norm(config.style, config.d_model, bias=config.bias)
     )
