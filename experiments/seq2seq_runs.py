@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.lm_runs import make_optimizer
 from seqjax import decoding, losses, nn, train
 from seqjax.checkpoint import Checkpoints
 from seqjax.config import Run, newest_run, read_config
@@ -301,12 +302,6 @@ def digest(texts: Texts) -> np.ndarray:
     """A number for the vocabularies."""
     content = json.dumps([tokenizer.to_json() for tokenizer in (texts.source, texts.target)])
     return np.array([zlib.crc32(content.encode("utf-8", "surrogatepass"))], np.uint32)
-
-
-def make_optimizer(config: Any) -> Callable:
-    """hyper -> optax chain."""
-    schedule = train.unit_schedule(config.schedule, config.loop.steps, config.warmup)
-    return train.make_optimizer(config.optimizer, schedule, average=config.hyper.ema > 0)
 
 
 def initial(config: Any, model: Model, texts: Texts) -> train.State:

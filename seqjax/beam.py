@@ -186,8 +186,9 @@ def _search(step, params, state, logits, arrays, weights, *, static, options: _O
         first = jnp.arange(token.shape[1]) < width
         ends = ended & first[None] & ~done[:, None] & jnp.isfinite(scores)
         finished = _merge(finished, candidates._replace(scores=jnp.where(ends, final(candidates, t + 1), -jnp.inf)))
-        order = lax.top_k(jnp.where(ended, -jnp.inf, scores), width)[1]
-        live = _pick(candidates._replace(scores=jnp.where(ended, -jnp.inf, scores)), order)
+        going = jnp.where(ended, -jnp.inf, scores)
+        order = lax.top_k(going, width)[1]
+        live = _pick(candidates._replace(scores=going), order)
         done = done | is_done(t + 1, live, finished)
         return _reorder(state, jnp.take_along_axis(parent, order, axis=1)), live, finished, done
 

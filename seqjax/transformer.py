@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax import positions
-from seqjax.attention import MultiHead, init_multi_head
+from seqjax.attention import MultiHead, init_multi_head, keys_values, merged, queries
 from seqjax.errors import InputError
 from seqjax.layers import affine
 from seqjax.layers import dropout as apply_dropout
@@ -85,6 +85,20 @@ def init_layer(
     )
 
 
+def init_layer_of(config, key: PRNGKey, gain: float) -> Layer:
+    """`init_layer` with the sizes and the style of a model's configuration."""
+    return init_layer(
+        key,
+        config.d_model,
+        config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        d_ff=config.d_ff,
+        style=config.style,
+        bias=config.bias,
+        gain=gain,
+    )
+
+
 def init_norm(style: Style, d_model: int, *, bias: bool = True) -> tuple[Array | None, Array | None]:
     """``(g, b)`` of a norm: 1 and 0; None for what the style does not use."""
     if style.place == "none":
@@ -110,6 +124,26 @@ def sublayer(
     y = f(normalize(style, x, g, b) if style.place == "pre" else x)
     y = x + y if style.residual else y
     return normalize(style, y, g, b) if style.place == "post" else y
+
+
+def attend_within(
+    config, params: Layer, x: Float[Array, "B T D"], at: Array, attend: Callable, drop: Callable[[Array], Array]
+) -> Float[Array, "B T D"]:
+    """The sublayer of attention to x itself: ``attend(q, k, v)`` of tokens at places ``at``, [T] or [B, T]."""
+
+    def heads(x):
+        q, (k, v) = queries(params.attention, x), keys_values(params.attention, x)
+        q, k = (rotate(config.positions, x, at) for x in (q, k))
+        return drop(merged(params.attention, attend(q, k, v)))
+
+    return sublayer(config.style, heads, x, params.g_attention, params.b_attention)
+
+
+def feed_forward(
+    config, params: Layer, x: Float[Array, "B T D"], drop: Callable[[Array], Array]
+) -> Float[Array, "B T D"]:
+    """The sublayer of the MLP."""
+    return sublayer(config.style, lambda x: drop(mlp(params, x)), x, params.g_mlp, params.b_mlp)
 
 
 def dropper(rate: Scalar, key: PRNGKey | None) -> Callable[[Array], Array]:

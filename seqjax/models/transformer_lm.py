@@ -10,6 +10,7 @@ Every token sees itself and the `context` - 1 tokens before it. W is Eᵀ when `
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from flax import nnx
 from seqjax import attention, caching, transformer
 from seqjax.errors import InputError
 from seqjax.nn import Dense, Embed
-from seqjax.transformer import Style, dropper, init_layer, init_norm, mlp, normalize, sublayer
+from seqjax.transformer import Style, attend_within, dropper, feed_forward, init_layer_of, init_norm, normalize
 from seqjax.types import Array, Bool, Float, Int, PRNGKey, Scalar
 
 
@@ -73,7 +74,8 @@ class TransformerLM(nnx.Module):
     def __init__(self, config: TransformerConfig, vocab_size: int, *, rngs: nnx.Rngs):
         self.config = config
         self.embed = Embed(vocab_size, config.d_model, rngs=rngs)
-        self.layers = nnx.List([nnx.Param(_init_layer(config, rngs.params())) for _ in range(config.n_layers)])
+        gain = 1 / math.sqrt(2 * config.n_layers) if config.residual else 1.0
+        self.layers = nnx.List([nnx.Param(init_layer_of(config, rngs.params(), gain)) for _ in range(config.n_layers)])
         g, b = init_norm(config.style, config.d_model, bias=config.bias) if config.norm_place == "pre" else (None, None)
         self.g, self.b = None if g is None else nnx.Param(g), None if b is None else nnx.Param(b)
         self.out = None if config.tied else Dense(config.d_model, vocab_size, rngs=rngs)
@@ -158,38 +160,19 @@ class TransformerLM(nnx.Module):
     def _hidden(self, tokens, at, attend, dropout, key):
         """The layers, with ``attend(layer, q, k, v)``, on tokens at positions ``at`` [T] or [B, T]."""
         config = self.config
-        drop, style = dropper(dropout, key), config.style
+        drop = dropper(dropout, key)
         learned, t5 = (None if p is None else p.get_value() for p in (self.learned and self.learned.w, self.table))
         x = transformer.add_positions(config.positions, self.embed(tokens), at, learned)
         x, bias = drop(x.astype(config.dtype)), transformer.position_bias(config.positions, config.n_heads, t5)
         for i, layer in enumerate(self.layers):
             params = layer.get_value()
-
-            def heads(x, i=i, params=params.attention):
-                q, (k, v) = attention.queries(params, x), attention.keys_values(params, x)
-                q, k = (transformer.rotate(config.positions, x, at) for x in (q, k))
-                return drop(attention.merged(params, attend(i, q, k, v, **bias)))
-
-            x = sublayer(style, heads, x, params.g_attention, params.b_attention)
-            x = sublayer(style, lambda x, params=params: drop(mlp(params, x)), x, params.g_mlp, params.b_mlp)
+            x = attend_within(config, params, x, at, partial(attend, i, **bias), drop)
+            x = feed_forward(config, params, x, drop)
         if config.norm_place != "pre":
             return x
         g, b = (None if p is None else p.get_value() for p in (self.g, self.b))
-        return normalize(style, x, g, b)
+        return normalize(config.style, x, g, b)
 
     def scores(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """The output layer."""
         return self.embed.attend(x) if self.out is None else self.out(x)
-
-
-def _init_layer(config: TransformerConfig, key: PRNGKey):
-    return init_layer(
-        key,
-        config.d_model,
-        config.n_heads,
-        n_kv_heads=config.n_kv_heads,
-        d_ff=config.d_ff,
-        style=config.style,
-        bias=config.bias,
-        gain=1 / math.sqrt(2 * config.n_layers) if config.residual else 1.0,
-    )

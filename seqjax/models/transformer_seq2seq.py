@@ -14,6 +14,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -26,7 +27,17 @@ from seqjax.caching import Cache, Shared
 from seqjax.errors import InputError
 from seqjax.nn import Dense, Embed
 from seqjax.text import SOS
-from seqjax.transformer import Layer, Style, dropper, init_layer, init_norm, mlp, normalize, sublayer
+from seqjax.transformer import (
+    Layer,
+    Style,
+    attend_within,
+    dropper,
+    feed_forward,
+    init_layer_of,
+    init_norm,
+    normalize,
+    sublayer,
+)
 from seqjax.types import Array, Float, Int, PRNGKey, Scalar
 
 
@@ -99,7 +110,7 @@ class TransformerSeq2Seq(nnx.Module):
         self.target = Embed(target_vocab, d, rngs=rngs)
         self.source = None if config.tied == "all" else Embed(source_vocab, d, rngs=rngs)
         gain = 1 / math.sqrt(2 * config.n_layers)
-        self.encoder = nnx.List([nnx.Param(_init_layer(config, rngs.params(), gain)) for _ in range(config.n_layers)])
+        self.encoder = nnx.List([nnx.Param(init_layer_of(config, rngs.params(), gain)) for _ in range(config.n_layers)])
         self.decoder = nnx.List([nnx.Param(_init_decoder_layer(config, rngs.params())) for _ in range(n_decoder)])
         n_norms = 2 if config.norm_place == "pre" else 0  # at the end of the encoder and of the decoder
         self.norms = nnx.List([nnx.Param(init_norm(config.style, d, bias=config.bias)) for _ in range(n_norms)])
@@ -181,17 +192,10 @@ class TransformerSeq2Seq(nnx.Module):
         table = self.tables[0].get_value() if self.tables else None
         bias = transformer.position_bias(config.positions, config.n_heads, table, bidirectional=True)
         x = drop(self._embedded(self.target if self.source is None else self.source, source, at))
+        attend = partial(attention.dot_product_attention, mask=mask[:, None, None], **bias)
         for layer in self.encoder:
             params = layer.get_value()
-
-            def heads(x, params=params.attention):
-                q, (k, v) = attention.queries(params, x), attention.keys_values(params, x)
-                q, k = (transformer.rotate(config.positions, x, at) for x in (q, k))
-                y = attention.dot_product_attention(q, k, v, mask=mask[:, None, None], **bias)
-                return drop(attention.merged(params, y))
-
-            x = sublayer(config.style, heads, x, params.g_attention, params.b_attention)
-            x = sublayer(config.style, lambda x, params=params: drop(mlp(params, x)), x, params.g_mlp, params.b_mlp)
+            x = feed_forward(config, params, attend_within(config, params, x, at, attend, drop), drop)
         return normalize(config.style, x, *self.norms[0].get_value()) if self.norms else x
 
     def _decode(self, tokens, at, attend, cross, dropout, key) -> Float[Array, "B T V"]:
@@ -203,18 +207,12 @@ class TransformerSeq2Seq(nnx.Module):
         for i, layer in enumerate(self.decoder):
             params = layer.get_value()
 
-            def heads(x, i=i, params=params.own.attention):
-                q, (k, v) = attention.queries(params, x), attention.keys_values(params, x)
-                q, k = (transformer.rotate(config.positions, x, at) for x in (q, k))
-                return drop(attention.merged(params, attend(i, q, k, v, **bias)))
-
             def look(x, i=i, params=params.cross):
                 return drop(attention.merged(params, cross(i, attention.queries(params, x))))
 
-            own = params.own
-            x = sublayer(config.style, heads, x, own.g_attention, own.b_attention)
+            x = attend_within(config, params.own, x, at, partial(attend, i, **bias), drop)
             x = sublayer(config.style, look, x, params.g_cross, params.b_cross)
-            x = sublayer(config.style, lambda x, own=own: drop(mlp(own, x)), x, own.g_mlp, own.b_mlp)
+            x = feed_forward(config, params.own, x, drop)
         x = normalize(config.style, x, *self.norms[1].get_value()) if self.norms else x
         return self.target.attend(x) if self.out is None else self.out(x)
 
@@ -227,26 +225,13 @@ def _mask(source, lengths):
     return jnp.arange(source.shape[1], dtype=lengths.dtype)[None] < lengths[:, None]
 
 
-def _init_layer(config, key, gain: float) -> Layer:
-    return init_layer(
-        key,
-        config.d_model,
-        config.n_heads,
-        n_kv_heads=config.n_kv_heads,
-        d_ff=config.d_ff,
-        style=config.style,
-        bias=config.bias,
-        gain=gain,
-    )
-
-
 def _init_decoder_layer(config, key) -> DecoderLayer:
     own, cross = jax.random.split(key)
     heads = attention.init_multi_head(
         cross, config.d_model, config.n_heads, n_kv_heads=config.n_kv_heads, bias=config.bias
     )
     gain = 1 / math.sqrt(3 * (config.n_decoder_layers or config.n_layers))
-    own = _init_layer(config, own, gain)
+    own = init_layer_of(config, own, gain)
     return DecoderLayer(
         own, heads._replace(w_o=gain * heads.w_o), *init_norm(config.style, config.d_model, bias=config.bias)
     )
