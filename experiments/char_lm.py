@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from experiments import lm_runs
 from seqjax import train
 from seqjax.config import Run, run_experiment
 from seqjax.data import text_file
 from seqjax.models import rnn_lm, transformer_lm
+from seqjax.text import Tokenizer
 
 NAME = "char_lm"
 
@@ -42,6 +45,8 @@ class Config:
     """One run."""
 
     seed: int = 0
+    data_seed: int | None = None
+    """Of the order of the data; by default seed."""
     data: Data = Data()
     model: rnn_lm.Config | transformer_lm.TransformerConfig = rnn_lm.Config()
     """The preset decides which of the two."""
@@ -128,10 +133,20 @@ def corpus(data: Data) -> lm_runs.Corpus:
     return shakespeare()
 
 
+def prepare(config: Config, directory: Path) -> tuple[Tokenizer, dict[str, np.ndarray]]:
+    """The tokenizer and the tokens of each split."""
+    data = config.data
+    return lm_runs.prepare(directory, lambda: corpus(data), data.tokenizer, min_count=data.min_count)
+
+
+def setup(config: Config, directory: Path) -> train.Setup:
+    """What trains and measures a model, on the corpus of a run or a study."""
+    return lm_runs.setup(config, *prepare(config, directory))
+
+
 def run(config: Config, run: Run) -> None:
     """Train, evaluate, write samples."""
-    data = config.data
-    tokenizer, arrays = lm_runs.prepare(run.directory, lambda: corpus(data), data.tokenizer, min_count=data.min_count)
+    tokenizer, arrays = prepare(config, run.directory)
     model, params, values = lm_runs.fit(config, run, tokenizer, arrays)
     train.summarise(run.directory, values)
     lm_runs.show_samples(model, params, tokenizer, length=300)

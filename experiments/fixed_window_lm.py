@@ -15,6 +15,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,8 @@ class Config:
     """One run."""
 
     seed: int = 0
+    data_seed: int | None = None
+    """Of the order of the data; by default seed."""
     data: Data = Data()
     model: fixed_window_lm.Config = fixed_window_lm.Config()
     hyper: train.Hyper = train.Hyper(lr=1e-2, weight_decay=0.01)
@@ -58,9 +61,10 @@ class Config:
     """Names of a step."""
 
     def __post_init__(self):
-        for name, least in {"seed": 0, "batch_size": 1, "warmup": 0}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least {least}.")
+        for name, least in {"seed": 0, "data_seed": 0, "batch_size": 1, "warmup": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name}={value}; it must be at least {least}.")
 
 
 PRESETS = {
@@ -207,42 +211,53 @@ def make_loss(config: Config, model: lm_runs.Model) -> Callable:
     return loss_fn
 
 
-def make_evaluate(model: lm_runs.Model, rows: np.ndarray, batch_size: int = 1024) -> Callable[[Any], dict[str, float]]:
-    """``params -> {loss, bits, perplexity}`` over every character of ``rows``."""
+def evaluation(model: lm_runs.Model, rows: np.ndarray, batch_size: int = 1024) -> train.Evaluation:
+    """Loss, bits and perplexity over every character of ``rows``."""
     # Rows of padding fill the last batch: they count nothing.
     parts = np.pad(rows, ((0, -len(rows) % batch_size), (0, 0))).reshape(-1, batch_size, rows.shape[1])
 
     @jax.jit
-    def part(params, rows):
+    def step(params, carried, rows):
         _, logits = model.apply(params, rows[:, :-1])
-        return losses.cross_entropy(logits, rows[:, 1:], where=rows[:, 1:] != PAD)
+        return carried, {"loss": losses.cross_entropy(logits, rows[:, 1:], where=rows[:, 1:] != PAD)}
 
-    def evaluate(params):
-        sums = np.sum([jax.device_get(part(params, rows)) for rows in parts], axis=0, dtype=np.float64)
-        nats = float(sums[0] / sums[1])
-        return {"loss": nats, "bits": float(losses.bits(nats)), "perplexity": float(losses.perplexity(nats))}
+    def finish(values):
+        nats = values["loss"]
+        return values | {"bits": float(losses.bits(nats)), "perplexity": float(losses.perplexity(nats))}
 
-    return evaluate
+    return train.Evaluation(init=lambda params: (), step=step, batches=lambda: iter(parts), finish=finish)
+
+
+def setup(config: Config, directory: Path) -> train.Setup:
+    """What trains and measures a model, on the names of a run or a study."""
+    tokenizer, rows = prepare(config, directory)
+    model = lm_runs.build(config.model, tokenizer.vocab_size)
+    batches = Batches(rows["train"], batch_size=config.batch_size, seed=lm_runs.data_seed(config))
+    return train.Setup(
+        init=partial(lm_runs.initial, config, model),
+        train_step=train.make_step(make_loss(config, model), lm_runs.make_optimizer(config)),
+        batches=lambda start, stop: (batches[step] for step in range(start, stop)),
+        evaluation=evaluation(model, rows["validation"]),
+    )
 
 
 def run(config: Config, run: Run) -> None:
     """Train, evaluate, write names."""
     tokenizer, rows = prepare(config, run.directory)
-    model, optimizer = lm_runs.build(config.model, tokenizer.vocab_size), lm_runs.make_optimizer(config)
-    state = lm_runs.initial(config, model, optimizer)
+    model, parts = lm_runs.build(config.model, tokenizer.vocab_size), setup(config, run.directory)
+    state = jax.jit(parts.init)(jax.random.key(config.seed))
     n_weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
         f"run {run.directory}: {len(rows['train']):,} training names, vocabulary {tokenizer.vocab_size}, window "
         f"{config.model.window}, {n_weights:,} weights, on {jax.default_backend()}"
     )
-    batches = Batches(rows["train"], batch_size=config.batch_size, seed=config.seed)
-    evaluate = make_evaluate(model, rows["validation"])
+    evaluate = train.make_evaluate(parts.evaluation)
     state = train.fit(
         config.loop,
-        train.make_step(make_loss(config, model), optimizer),
+        parts.train_step,
         state,
         config.hyper,
-        lambda start, stop: (batches[step] for step in range(start, stop)),
+        parts.batches,
         directory=run.directory,
         evaluate=evaluate,
         tokens_per_step=int(np.mean(np.sum(rows["train"][:, 1:] != PAD, axis=1)) * config.batch_size),
@@ -284,7 +299,7 @@ def evaluate(options: lm_runs.EvaluateOptions) -> None:
     directory = options.run or newest_run(NAME)
     config, model, _, params = lm_runs.load(directory, Config)
     _, rows = prepare(config, directory)
-    values = make_evaluate(model, rows[options.split])(params)
+    values = train.make_evaluate(evaluation(model, rows[options.split]))(params)
     print(f"{directory} {options.split}:", "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
 

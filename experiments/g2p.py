@@ -13,10 +13,11 @@ not one of them. Results and times are in experiments/README.md.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from experiments import seq2seq_runs
-from experiments.seq2seq_runs import Batching, Example, Report, Search, Task
+from experiments.seq2seq_runs import Batching, Corpus, Example, Report, Search, Task, Texts
 from seqjax import metrics, train
 from seqjax.config import Run, run_experiment
 from seqjax.data.cmudict import pronunciations
@@ -44,6 +45,8 @@ class Config:
     """One run."""
 
     seed: int = 0
+    data_seed: int | None = None
+    """Of the order of the data; by default seed."""
     data: Data = Data()
     model: RNNSeq2SeqConfig | TransformerSeq2SeqConfig = RNNSeq2SeqConfig(
         "gru", 64, 256, n_layers=1, attention="general"
@@ -112,9 +115,19 @@ def measure(hypotheses: list[str], references: list[list[str]]) -> dict[str, flo
 TASK = Task(NAME, Config, measure, clean=lambda config, line: line.strip().lower(), every_target=True)
 
 
+def prepare(config: Config, directory: Path) -> tuple[Texts, Corpus]:
+    """Tokenizers and texts."""
+    return seq2seq_runs.prepare(directory, lambda: corpus(config.data), kinds=("char", "space"))
+
+
+def setup(config: Config, directory: Path) -> train.Setup:
+    """What trains and measures a model, on the texts of a run or a study."""
+    return seq2seq_runs.setup(config, TASK, *prepare(config, directory))
+
+
 def run(config: Config, run: Run) -> None:
     """Train, evaluate, write."""
-    texts, splits = seq2seq_runs.prepare(run.directory, lambda: corpus(config.data), kinds=("char", "space"))
+    texts, splits = prepare(config, run.directory)
     writer, _ = seq2seq_runs.fit(config, run, TASK, texts, splits)
     seq2seq_runs.show(writer, splits["validation"], config, run.directory)
 

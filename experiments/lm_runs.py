@@ -10,7 +10,7 @@ has, beside what every run has:
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -46,6 +46,7 @@ class Model(NamedTuple):
     longest: int | None  # tokens of the longest text; None is any
 
 
+@cache  # the same functions each time, so that what is compiled for them is found again
 def build(model_config: Any, vocab_size: int) -> Model:
     """The model of a configuration as pure functions."""
     module = MODULES[type(model_config)]
@@ -61,9 +62,10 @@ def check_sizes(config: Any) -> None:
         raise InputError(
             f"window={config.window}; this model has learned positions for {longest} tokens (model.context)."
         )
-    for name, least in {"seed": 0, "batch_size": 1, "window": 1, "accumulate": 1, "warmup": 0}.items():
-        if getattr(config, name) < least:
-            raise InputError(f"{name}={getattr(config, name)}; it must be at least {least}.")
+    for name, least in {"seed": 0, "data_seed": 0, "batch_size": 1, "window": 1, "accumulate": 1, "warmup": 0}.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"{name}={value}; it must be at least {least}.")
 
 
 def prepare(
@@ -102,10 +104,8 @@ def make_loss(config: Any, model: Model) -> Callable:
     return loss_fn
 
 
-def make_evaluate(
-    config: Any, model: Model, array: np.ndarray, tokenizer: Tokenizer | None = None
-) -> Callable[[Any], dict[str, float]]:
-    """``params -> {loss, bits, perplexity, accuracy}`` over every token of ``array``.
+def evaluation(config: Any, model: Model, array: np.ndarray, tokenizer: Tokenizer | None = None) -> train.Evaluation:
+    """Loss, bits, perplexity and accuracy over every token of ``array``.
 
     What a model carries is carried throughout. A Transformer carries nothing: it begins every window anew.
 
@@ -116,17 +116,22 @@ def make_evaluate(
     lossless = tokenizer is not None and tokenizer.kind in ("char", "byte", "bpe") and not np.any(array == UNK)
     n_bytes = len(tokenizer.decode(array[1:]).encode()) if lossless else 0
 
-    def evaluate(params):
-        carry, total = model.apply(params, config.batch_size, method="initial_carry"), None
-        for batch in evaluation_windows(array, batch_size=config.batch_size, window=config.window):
-            carry, metrics = _evaluate_window(model.apply, params, carry, batch)
-            total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
-        values = train.averages(total)
+    def finish(values):
         nats = values["loss"]
-        values |= {"bits": losses.bits(nats), "perplexity": float(losses.perplexity(nats))}
+        values = values | {"bits": losses.bits(nats), "perplexity": float(losses.perplexity(nats))}
         return values | ({"bits_per_byte": values["bits"] * (len(array) - 1) / n_bytes} if n_bytes else {})
 
-    return evaluate
+    return train.Evaluation(
+        init=lambda params: model.apply(params, config.batch_size, method="initial_carry"),
+        step=partial(_evaluate_window, model.apply),
+        batches=lambda: evaluation_windows(array, batch_size=config.batch_size, window=config.window),
+        finish=finish,
+    )
+
+
+def make_evaluate(config: Any, model: Model, array: np.ndarray, tokenizer: Tokenizer | None = None) -> Callable:
+    """``params -> metrics``, those of `evaluation`."""
+    return train.make_evaluate(evaluation(config, model, array, tokenizer))
 
 
 @partial(jax.jit, static_argnames="apply")  # compiled once for all splits
@@ -143,27 +148,43 @@ def make_optimizer(config: Any) -> Callable:
     return train.make_optimizer(config.optimizer, schedule, average=config.hyper.ema > 0)
 
 
-def initial(config: Any, model: Model, optimizer: Callable) -> train.State:
+def initial(config: Any, model: Model, key: jax.Array) -> train.State:
     """The state before the first step."""
-    key_init, key_train = jax.random.split(jax.random.key(config.seed))
+    key_init, key_train = jax.random.split(key)
     params = model.init(key_init)
     carry = model.apply(params, config.batch_size, method="initial_carry")
-    return train.init_state(params, carry, key_train, optimizer(config.hyper))
+    return train.init_state(params, carry, key_train, make_optimizer(config)(config.hyper))
+
+
+def setup(config: Any, tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray]) -> train.Setup:
+    """What trains and measures the model of a configuration."""
+    model = build(config.model, tokenizer.vocab_size)
+    windows = BPTTWindows(arrays["train"], batch_size=config.batch_size, window=config.window, seed=data_seed(config))
+    return train.Setup(
+        init=partial(initial, config, model),
+        train_step=train.make_step(make_loss(config, model), make_optimizer(config), accumulate=config.accumulate),
+        batches=lambda start, stop: batches(windows, start=start, stop=stop, accumulate=config.accumulate),
+        evaluation=evaluation(config, model, arrays["validation"], tokenizer),
+    )
+
+
+def data_seed(config: Any) -> int:
+    """The seed of the order of the data."""
+    return config.seed if config.data_seed is None else config.data_seed
 
 
 def fit(
     config: Any, run: Run, tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray]
 ) -> tuple[Model, Any, dict[str, float]]:
     """Train: the model, its weights, and their metrics on the validation split."""
-    model, optimizer = build(config.model, tokenizer.vocab_size), make_optimizer(config)
-    state = initial(config, model, optimizer)
+    parts = setup(config, tokenizer, arrays)
+    state = jax.jit(parts.init)(jax.random.key(config.seed))
     n_weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
         f"run {run.directory}: {arrays['train'].size:,} training tokens, vocabulary {tokenizer.vocab_size}, "
         f"{n_weights:,} weights, on {jax.default_backend()}"
     )
-    windows = BPTTWindows(arrays["train"], batch_size=config.batch_size, window=config.window, seed=config.seed)
-    evaluate = make_evaluate(config, model, arrays["validation"], tokenizer)
+    evaluate = train.make_evaluate(parts.evaluation)
     values: dict[str, float] = {}
 
     def evaluate_and_keep(params):
@@ -172,10 +193,10 @@ def fit(
 
     state = train.fit(
         config.loop,
-        train.make_step(make_loss(config, model), optimizer, accumulate=config.accumulate),
+        parts.train_step,
         state,
         config.hyper,
-        lambda start, stop: batches(windows, start=start, stop=stop, accumulate=config.accumulate),
+        parts.batches,
         directory=run.directory,
         evaluate=evaluate_and_keep,
         tokens_per_step=config.batch_size * config.window * config.accumulate,
@@ -183,6 +204,7 @@ def fit(
     )
     params = train.best_params(run.directory, state)
     # The loop ends with an evaluation of these weights, unless it had patience, or the run that was resumed had ended.
+    model = build(config.model, tokenizer.vocab_size)
     return model, params, values if values and config.loop.patience is None else evaluate(params)
 
 
@@ -191,7 +213,7 @@ def load(directory: Path, config_type: type) -> tuple[Any, Model, Tokenizer, Any
     config = read_config(directory, config_type)
     tokenizer = load_tokenizer(directory / "tokenizer.json")
     model = build(config.model, tokenizer.vocab_size)
-    params = train.best_params(directory, jax.eval_shape(lambda: initial(config, model, make_optimizer(config))))
+    params = train.best_params(directory, jax.eval_shape(partial(initial, config, model), jax.random.key(0)))
     return config, model, tokenizer, params
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.lm_runs import make_optimizer
+from experiments.lm_runs import data_seed, make_optimizer
 from seqjax import decoding, losses, nn, train
 from seqjax.checkpoint import Checkpoints
 from seqjax.config import Run, newest_run, read_config
@@ -122,9 +122,10 @@ class Search:
 
 def check(config: Any) -> None:
     """Raise `InputError` for a configuration whose parts do not fit."""
-    for name, least in {"seed": 0, "warmup": 0}.items():
-        if getattr(config, name) < least:
-            raise InputError(f"{name}={getattr(config, name)}; it must be at least {least}.")
+    for name, least in {"seed": 0, "data_seed": 0, "warmup": 0}.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"{name}={value}; it must be at least {least}.")
     model, limits = config.model, config.batches
     if getattr(model, "attention", "") == "none" and config.search.coverage_penalty > 0:
         raise InputError("search.coverage_penalty needs a model with attention.")
@@ -304,29 +305,34 @@ def digest(texts: Texts) -> np.ndarray:
     return np.array([zlib.crc32(content.encode("utf-8", "surrogatepass"))], np.uint32)
 
 
-def initial(config: Any, model: Model, texts: Texts) -> train.State:
+def initial(config: Any, model: Model, texts: Texts, key: jax.Array) -> train.State:
     """The state before the first step."""
-    key_init, key_train = jax.random.split(jax.random.key(config.seed))
+    key_init, key_train = jax.random.split(key)
     optimizer = make_optimizer(config)
     return train.init_state(model.init(key_init), jnp.asarray(digest(texts)), key_train, optimizer(config.hyper))
 
 
+def shapes_of(config: Any, model: Model, texts: Texts) -> train.State:
+    """The shapes of a run's state, to restore its checkpoints."""
+    return jax.eval_shape(partial(initial, config, model, texts), jax.random.key(0))
+
+
 @partial(jax.jit, static_argnames="apply")
-def _evaluate_batch(apply, params, batch):
+def _evaluate_batch(apply, params, carried, batch):
     _, logits = apply(params, batch.source, batch.source_lengths, batch.inputs)
     loss = losses.cross_entropy(logits, batch.targets, where=batch.where)
     correct = jnp.sum((jnp.argmax(logits, -1) == batch.targets) & batch.where).astype(jnp.float32)
-    return {"loss": loss, "accuracy": (correct, loss[1])}
+    return carried, {"loss": loss, "accuracy": (correct, loss[1])}
 
 
-def teacher_forced(model: Model, params: Any, pairs: Sequence, shapes: Sequence) -> dict[str, float]:
+def teacher_forced(model: Model, pairs: Sequence, shapes: Sequence) -> train.Evaluation:
     """Loss (nats a token), perplexity and accuracy of the next token, each with the right tokens before it."""
-    total = None
-    for _, batch in evaluation_batches(pairs, shapes):
-        metrics = _evaluate_batch(model.apply, params, batch)
-        total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
-    values = train.averages(total)
-    return values | {"perplexity": float(losses.perplexity(values["loss"]))}
+    return train.Evaluation(
+        init=lambda params: (),
+        step=partial(_evaluate_batch, model.apply),
+        batches=lambda: (batch for _, batch in evaluation_batches(pairs, shapes)),
+        finish=lambda values: values | {"perplexity": float(losses.perplexity(values["loss"]))},
+    )
 
 
 # --- writing
@@ -477,32 +483,56 @@ class Task(NamedTuple):
     """Learn all targets of an example, not the first alone."""
 
 
-def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tuple[Writer, dict[str, float]]:
-    """Train, then measure: the trained model, and its metrics on each split but the training one."""
+def training_pairs(task: Task, corpus: Corpus) -> list[tuple[Example, int]]:
+    """What is learned: examples, each with the number of its target."""
+    return [(e, i) for e in corpus["train"] for i in range(len(e.targets) if task.every_target else 1)]
+
+
+def training_buckets(config: Any, task: Task, texts: Texts, corpus: Corpus) -> PairBuckets:
+    """The batches of training."""
     if getattr(config.model, "n_extra", 0) != texts.n_extra:
         raise InputError(
             f"model.n_extra={config.model.n_extra}: here a source's own words have no ids of their own; leave it 0."
         )
-    which = [(e, i) for e in corpus["train"] for i in range(len(e.targets) if task.every_target else 1)]
+    learned, seed = training_pairs(task, corpus), data_seed(config)
     rate = getattr(config.data, "bpe_dropout", 0.0)
 
     def encode(epoch: int):
-        dropout = (rate, np.random.default_rng([config.seed, epoch])) if rate else None
-        return [texts.encode(example, which=i, dropout=dropout) for example, i in which]
+        dropout = (rate, np.random.default_rng([seed, epoch])) if rate else None
+        return [texts.encode(example, which=i, dropout=dropout) for example, i in learned]
 
     pairs = encode(0)
-    shapes = training_shapes(config.batches, pairs)
-    buckets = PairBuckets(pairs, shapes, seed=config.seed, encode=encode if rate else None)
-    model = build(config.model, texts)
-    template = jax.eval_shape(lambda: initial(config, model, texts))
+    return PairBuckets(pairs, training_shapes(config.batches, pairs), seed=seed, encode=encode if rate else None)
+
+
+def setup(config: Any, task: Task, texts: Texts, corpus: Corpus) -> train.Setup:
+    """What trains a model and measures it with teacher forcing."""
+    return _setup(config, build(config.model, texts), texts, training_buckets(config, task, texts, corpus), corpus)
+
+
+def _setup(config: Any, model: Model, texts: Texts, buckets: PairBuckets, corpus: Corpus) -> train.Setup:
+    validation = [texts.encode(example) for example in corpus["validation"]]
+    return train.Setup(
+        init=partial(initial, config, model, texts),
+        train_step=train.make_step(make_loss(config, model), make_optimizer(config)),
+        batches=lambda start, stop: batches(buckets, start=start, stop=stop),
+        evaluation=teacher_forced(model, validation, reach(config.batches, buckets.shapes)),
+    )
+
+
+def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tuple[Writer, dict[str, float]]:
+    """Train, then measure: the trained model, and its metrics on each split but the training one."""
+    model, buckets = build(config.model, texts), training_buckets(config, task, texts, corpus)
+    parts = _setup(config, model, texts, buckets, corpus)
+    template = shapes_of(config, model, texts)
     if run.resume:
         check_vocabulary(run.directory, template, texts)
-    state = initial(config, model, texts)
+    state = jax.jit(parts.init)(jax.random.key(config.seed))
     n_weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
-        f"run {run.directory}: {len(pairs):,} pairs, {buckets.steps_per_epoch:,} batches an epoch of shapes {shapes}, "
-        f"vocabularies of {texts.source.vocab_size:,} and {texts.target.vocab_size:,}, {n_weights:,} weights, on "
-        f"{jax.default_backend()}"
+        f"run {run.directory}: {len(training_pairs(task, corpus)):,} pairs, {buckets.steps_per_epoch:,} batches an "
+        f"epoch of shapes {buckets.shapes}, vocabularies of {texts.source.vocab_size:,} and "
+        f"{texts.target.vocab_size:,}, {n_weights:,} weights, on {jax.default_backend()}"
     )
     if buckets.cut_sources or buckets.cut_targets:
         limits = config.batches.max_source, config.batches.max_target
@@ -511,23 +541,24 @@ def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tupl
             "and were cut",
             file=sys.stderr,
         )
-    shapes = reach(config.batches, shapes)
+    shapes = reach(config.batches, buckets.shapes)
     (run.directory / "shapes.json").write_text(json.dumps(shapes) + "\n")
     validation = corpus["validation"]
-    validation_pairs = [texts.encode(example) for example in validation]
     judged = validation[:: -(-len(validation) // config.report.texts)]  # from all over: it may be in some order
 
+    with_teacher = train.make_evaluate(parts.evaluation)
+
     def evaluate(params):
-        values = teacher_forced(model, params, validation_pairs, shapes)
         greedy = Search(beam_size=1, batch_size=config.search.batch_size)
-        return values | measure(task, Writer(model, params, texts, shapes), judged, greedy, quiet=True)
+        written = measure(task, Writer(model, params, texts, shapes), judged, greedy, quiet=True)
+        return with_teacher(params) | written
 
     train.fit(
         config.loop,
-        train.make_step(make_loss(config, model), make_optimizer(config)),
+        parts.train_step,
         state,
         config.hyper,
-        lambda start, stop: batches(buckets, start=start, stop=stop),
+        parts.batches,
         directory=run.directory,
         evaluate=evaluate,
         tokens_per_step=lambda batch: int(batch.where.sum()),
@@ -536,7 +567,8 @@ def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tupl
     params = train.best_params(run.directory, template)
     writer, values = Writer(model, params, texts, shapes), {}
     for split in sorted(set(corpus) - {"train"}, reverse=True):  # validation, then the others
-        found = teacher_forced(model, params, [texts.encode(example) for example in corpus[split]], shapes)
+        pairs = [texts.encode(example) for example in corpus[split]]
+        found = train.make_evaluate(teacher_forced(model, pairs, shapes))(params)
         found |= measure(task, writer, corpus[split], config.search, run.directory if split == "test" else None)
         print(f"{split}:", "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
         values |= {f"{name}_{split}": value for name, value in found.items()}
@@ -627,7 +659,7 @@ def load(directory: Path, config_type: type, *, average: int = 1) -> tuple[Any, 
     config = read_config(directory, config_type)
     texts = load_texts(directory, getattr(config.model, "n_extra", 0), config.batches.max_source)
     model = build(config.model, texts)
-    template = jax.eval_shape(lambda: initial(config, model, texts))
+    template = shapes_of(config, model, texts)
     try:
         shapes = json.loads((directory / "shapes.json").read_text())
     except FileNotFoundError:
@@ -761,7 +793,7 @@ def commands(task: Task) -> dict[str, tuple[type, Callable[[Any], None]]]:
             raise InputError(f"split={options.split!r}: this corpus has {', '.join(corpus)}.")
         examples = corpus[options.split]
         pairs = [writer.texts.encode(example) for example in examples]
-        values = teacher_forced(writer.model, writer.params, pairs, writer.shapes)
+        values = train.make_evaluate(teacher_forced(writer.model, pairs, writer.shapes))(writer.params)
         values |= measure(task, writer, examples, search)
         print(f"{directory} {options.split}:", "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import seq2seq_runs
-from experiments.seq2seq_runs import Batching, Corpus, Example, Report, Search, Task
+from experiments.seq2seq_runs import Batching, Corpus, Example, Report, Search, Task, Texts
 from seqjax import metrics, train
 from seqjax.config import Run, run_experiment
 from seqjax.data.scitldr import scitldr
@@ -44,6 +44,8 @@ class Config:
     """One run."""
 
     seed: int = 0
+    data_seed: int | None = None
+    """Of the order of the data; by default seed."""
     data: Data = Data()
     model: RNNSeq2SeqConfig = RNNSeq2SeqConfig(
         "gru", 128, 128, attention="additive", d_attention=128, copy=True, n_extra=60, tied="all"
@@ -130,10 +132,10 @@ def measure(hypotheses: list[str], references: list[list[str]]) -> dict[str, flo
 TASK = Task(NAME, Config, measure, clean)
 
 
-def run(config: Config, run: Run) -> None:
-    """Train, evaluate, compare with LEAD."""
-    texts, splits = seq2seq_runs.prepare(
-        run.directory,
+def prepare(config: Config, directory: Path) -> tuple[Texts, Corpus]:
+    """Tokenizers and texts."""
+    return seq2seq_runs.prepare(
+        directory,
         lambda: corpus(config),
         kinds=("space", "space"),
         joint=True,
@@ -141,6 +143,16 @@ def run(config: Config, run: Run) -> None:
         n_extra=config.model.n_extra,
         max_source=config.batches.max_source,
     )
+
+
+def setup(config: Config, directory: Path) -> train.Setup:
+    """What trains and measures a model, on the texts of a run or a study."""
+    return seq2seq_runs.setup(config, TASK, *prepare(config, directory))
+
+
+def run(config: Config, run: Run) -> None:
+    """Train, evaluate, compare with LEAD."""
+    texts, splits = prepare(config, run.directory)
     writer, values = seq2seq_runs.fit(config, run, TASK, texts, splits)
     lengths = [len(example.targets[0].split()) for example in splits["train"]]
     mean = round(sum(lengths) / len(lengths))

@@ -13,12 +13,14 @@ experiments/README.md.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from experiments import seq2seq_runs
-from experiments.seq2seq_runs import Batching, Example, Report, Search, Task
+from experiments.lm_runs import data_seed
+from experiments.seq2seq_runs import Batching, Corpus, Example, Report, Search, Task, Texts
 from seqjax import metrics, train
 from seqjax.config import Run, run_experiment
 from seqjax.errors import InputError
@@ -59,6 +61,8 @@ class Config:
     """One run."""
 
     seed: int = 0
+    data_seed: int | None = None
+    """Of the order of the data; by default seed."""
     data: Data = Data()
     model: RNNSeq2SeqConfig | TransformerSeq2SeqConfig = RNNSeq2SeqConfig("gru", 64, 128, attention="general")
     hyper: train.Hyper = train.Hyper(lr=3e-3, b2=0.98)
@@ -161,12 +165,20 @@ def measure(hypotheses: list[str], references: list[list[str]]) -> dict[str, flo
 TASK = Task(NAME, Config, measure)
 
 
+def prepare(config: Config, directory: Path) -> tuple[Texts, Corpus]:
+    """Tokenizers and texts."""
+    kind = "char" if config.data.task == "addition" else "space"
+    return seq2seq_runs.prepare(directory, lambda: draw(config.data, data_seed(config)), kinds=(kind, kind), joint=True)
+
+
+def setup(config: Config, directory: Path) -> train.Setup:
+    """What trains and measures a model, on the texts of a run or a study."""
+    return seq2seq_runs.setup(config, TASK, *prepare(config, directory))
+
+
 def run(config: Config, run: Run) -> None:
     """Train, evaluate, write."""
-    kind = "char" if config.data.task == "addition" else "space"
-    texts, corpus = seq2seq_runs.prepare(
-        run.directory, lambda: draw(config.data, config.seed), kinds=(kind, kind), joint=True
-    )
+    texts, corpus = prepare(config, run.directory)
     writer, _ = seq2seq_runs.fit(config, run, TASK, texts, corpus)
     seq2seq_runs.show(writer, corpus["validation"], config, run.directory)
 

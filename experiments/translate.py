@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import seq2seq_runs
-from experiments.seq2seq_runs import Batching, Corpus, Example, Report, Search, Task
+from experiments.seq2seq_runs import Batching, Corpus, Example, Report, Search, Task, Texts
 from seqjax import metrics, train
 from seqjax.config import Run, run_experiment
 from seqjax.data import parallel_folder, without_empty
@@ -62,6 +62,8 @@ class Config:
     """One run."""
 
     seed: int = 0
+    data_seed: int | None = None
+    """Of the order of the data; by default seed."""
     data: Data = Data()
     model: RNNSeq2SeqConfig | TransformerSeq2SeqConfig = TransformerSeq2SeqConfig(
         d_model=128, n_heads=4, n_layers=2, d_ff=512
@@ -176,17 +178,27 @@ def _words(texts: list[str]) -> list[str]:
 TASK = Task(NAME, Config, measure, clean)
 
 
-def run(config: Config, run: Run) -> None:
-    """Train, evaluate, write."""
+def prepare(config: Config, directory: Path) -> tuple[Texts, Corpus]:
+    """Tokenizers and texts."""
     data = config.data
-    texts, splits = seq2seq_runs.prepare(
-        run.directory,
+    return seq2seq_runs.prepare(
+        directory,
         lambda: corpus(config),
         kinds=(data.tokenizer, data.tokenizer),
         joint=data.joint,
         min_count=data.min_count,
         max_size=data.max_size,
     )
+
+
+def setup(config: Config, directory: Path) -> train.Setup:
+    """What trains and measures a model, on the texts of a run or a study."""
+    return seq2seq_runs.setup(config, TASK, *prepare(config, directory))
+
+
+def run(config: Config, run: Run) -> None:
+    """Train, evaluate, write."""
+    texts, splits = prepare(config, run.directory)
     writer, _ = seq2seq_runs.fit(config, run, TASK, texts, splits)
     seq2seq_runs.show(writer, splits["validation"], config, run.directory)
     if "test" in splits:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from experiments import lm_runs
 from seqjax import train
 from seqjax.config import Run, run_experiment
@@ -25,6 +27,7 @@ from seqjax.data import text_file
 from seqjax.data.splits import text_folder, text_words
 from seqjax.errors import InputError
 from seqjax.models import rnn_lm
+from seqjax.text import Tokenizer
 
 NAME = "word_lm"
 
@@ -54,6 +57,8 @@ class Config:
     """One run."""
 
     seed: int = 0
+    data_seed: int | None = None
+    """Of the order of the data; by default seed."""
     data: Data = Data()
     model: rnn_lm.Config = rnn_lm.Config(d_embed=200, d_hidden=200, n_layers=2)
     hyper: train.Hyper = train.Hyper(lr=2e-3, weight_decay=0.02)
@@ -166,13 +171,21 @@ def corpus(data: Data) -> lm_runs.Corpus:
     return text_file(path, fraction=data.fraction)
 
 
-def run(config: Config, run: Run) -> None:
-    """Train, evaluate on every split, write samples."""
+def prepare(config: Config, directory: Path) -> tuple[Tokenizer, dict[str, np.ndarray]]:
+    """The tokenizer and the tokens of each split."""
     data = config.data
     kind = data.tokenizer or ("space" if data.path is not None and data.path.is_dir() else "word")
-    tokenizer, arrays = lm_runs.prepare(
-        run.directory, lambda: corpus(data), kind, min_count=data.min_count, max_size=data.max_size
-    )
+    return lm_runs.prepare(directory, lambda: corpus(data), kind, min_count=data.min_count, max_size=data.max_size)
+
+
+def setup(config: Config, directory: Path) -> train.Setup:
+    """What trains and measures a model, on the corpus of a run or a study."""
+    return lm_runs.setup(config, *prepare(config, directory))
+
+
+def run(config: Config, run: Run) -> None:
+    """Train, evaluate on every split, write samples."""
+    tokenizer, arrays = prepare(config, run.directory)
     model, params, values = lm_runs.fit(config, run, tokenizer, arrays)
 
     def perplexity(split: str) -> float:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,24 @@ class State(NamedTuple):
     opt_state: PyTree
     key: PRNGKey  # the run's key; each step folds its number in
     extra: PyTree  # what the loss carries: BPTT state, running statistics
+
+
+class Evaluation(NamedTuple):
+    """How a model is measured on one split; pure functions, so that a study can map them over its members."""
+
+    init: Callable  # params -> what is carried from batch to batch
+    step: Callable  # (params, carried, batch) -> (carried, {name: (sum, weight)})
+    batches: Callable  # () -> one pass over the split
+    finish: Callable  # {name: mean} -> {name: value}: adds what follows from them, such as the perplexity
+
+
+class Setup(NamedTuple):
+    """All that trains and measures a model: the same for a run of one and for a study of many."""
+
+    init: Callable  # key -> State, before the first step
+    train_step: Callable  # (state, batch, hyper) -> (state, metrics), from `make_step`
+    batches: Callable  # (start, stop) -> the batches of the steps start … stop-1
+    evaluation: Evaluation | None = None  # of the validation split
 
 
 class TrainingError(RuntimeError):
@@ -431,6 +449,20 @@ def averages(metrics: dict) -> dict[str, float]:
     return {
         name: float(total) / float(weight) if weight else math.nan for name, (total, weight) in sorted(host.items())
     }
+
+
+def make_evaluate(evaluation: Evaluation) -> Callable[[PyTree], dict[str, float]]:
+    """``params -> metrics``: a pass over the split."""
+
+    def evaluate(params):
+        carried = evaluation.init(params)
+        total: Any = None
+        for batch in evaluation.batches():
+            carried, metrics = evaluation.step(params, carried, batch)
+            total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
+        return evaluation.finish(averages(total))
+
+    return evaluate
 
 
 def best_params(directory: Path, template: State) -> PyTree:

@@ -242,12 +242,12 @@ def test_evaluate_prints_what_is_in_the_summary(name, request, capsys):
 def test_evaluate_averages_and_overrides(translation, capsys):
     run, corpus = translation.run, translation.corpus
     config, writer = seq2seq_runs.load(run, translate.Config)
-    template = seq2seq_runs.initial(config, writer.model, writer.texts)
+    template = seq2seq_runs.shapes_of(config, writer.model, writer.texts)
     with Checkpoints(run / "checkpoints") as checkpoints:
         saved = [checkpoints.restore(template, step=step).tree.params for step in (10, 20)]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *saved)
     pairs = [writer.texts.encode(example) for example in corpus["test"]]
-    loss = seq2seq_runs.teacher_forced(writer.model, mean, pairs, writer.shapes)["loss"]
+    loss = train.make_evaluate(seq2seq_runs.teacher_forced(writer.model, pairs, writer.shapes))(mean)["loss"]
     found = evaluated(capsys, translate, "--average", 2)
     assert float(found["loss"]) == pytest.approx(loss, abs=1e-4)
     assert found["loss"] != f"{translation.summary['loss_test']:.4f}"

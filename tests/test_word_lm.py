@@ -35,18 +35,18 @@ def workplace(tmp_path_factory):
         Path("ptb").mkdir()
         for split, text in PTB.items():
             Path(f"ptb/ptb.{split}.txt").write_text(text)
-        evaluated, original = [], lm_runs.make_evaluate
+        evaluated, original = [], lm_runs.evaluation
 
         def counting(config, model, array, tokenizer=None):
-            evaluate = original(config, model, array, tokenizer)
+            made = original(config, model, array, tokenizer)
 
-            def count(params):
+            def batches():
                 evaluated.append(len(array))
-                return evaluate(params)
+                return made.batches()
 
-            return count
+            return made._replace(batches=batches)
 
-        patch.setattr(lm_runs, "make_evaluate", counting)
+        patch.setattr(lm_runs, "evaluation", counting)
         assert main(*TINY, "--data.path", "ptb", "--run", "runs/word_lm/first") == 0
         yield Path("runs/word_lm/first"), evaluated
 
