@@ -21,9 +21,11 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from experiments import lm_runs
-from seqjax import decoding, losses, train
+from seqjax import decoding, distributed, losses, sharding, train
 from seqjax.config import Run, newest_run, run_experiment
 from seqjax.errors import InputError
 from seqjax.models import fixed_window_lm
@@ -165,33 +167,38 @@ def to_rows(names: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
 def prepare(config: Config, directory: Path) -> tuple[Tokenizer, dict[str, np.ndarray]]:
     """The tokenizer and the rows of each split: made from the names once, then read from the run."""
     path, folder = directory / "tokenizer.json", directory / "names"
-    if not path.exists():
+
+    def make():
+        if path.exists():
+            return
         splits = split_names(read_names(config.data))
         tokenizer = train_tokenizer("char", splits["train"])
         folder.mkdir(exist_ok=True)
         for split, names in splits.items():
             np.save(folder / f"{split}.npy", to_rows(names, tokenizer))
         save_tokenizer(tokenizer, path)  # last: where it is, all else is
+
+    distributed.on_first(make)
     return load_tokenizer(path), {file.stem: np.load(file) for file in sorted(folder.glob("*.npy"))}
 
 
 class Batches:
     """``batches[step]``, [B, S], for any step: each epoch goes through the names in an order drawn from its number."""
 
-    def __init__(self, rows: np.ndarray, *, batch_size: int, seed: int):
-        if len(rows) < batch_size:
-            raise InputError(f"batch_size={batch_size}; there are {len(rows)} names to train on: lower it.")
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self.steps_per_epoch = len(rows) // batch_size
+    def __init__(self, names: np.ndarray, *, batch_size: int, seed: int, rows: Callable[[int], np.ndarray] = np.arange):
+        if len(names) < batch_size:
+            raise InputError(f"batch_size={batch_size}; there are {len(names)} names to train on: lower it.")
+        self.names, self.batch_size, self.seed, self._rows = names, batch_size, seed, rows(batch_size)
+        self.steps_per_epoch = len(names) // batch_size
         self._epoch, self._order = -1, np.empty(0, int)
 
     def __getitem__(self, step: int) -> np.ndarray:
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             # The raw words of a bit generator never change between NumPy versions, a Generator's permutations may.
-            words = np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(epoch,))).random_raw(len(self.rows))
+            words = np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(epoch,))).random_raw(len(self.names))
             self._epoch, self._order = epoch, np.argsort(words)
-        return self.rows[self._order[index * self.batch_size : (index + 1) * self.batch_size]]
+        return self.names[self._order[index * self.batch_size + self._rows]]
 
 
 # --- loss, training
@@ -228,11 +235,18 @@ def evaluation(model: lm_runs.Model, rows: np.ndarray, batch_size: int = 1024) -
     return train.Evaluation(init=lambda params: (), step=step, batches=lambda: iter(parts), finish=finish)
 
 
-def setup(config: Config, directory: Path) -> train.Setup:
-    """What trains and measures a model, on the names of a run or a study."""
+def setup(config: Config, directory: Path, mesh: Mesh | None = None) -> train.Setup:
+    """What trains and measures a model, on the names of a run or a study; on a mesh, with the rows that are read here.
+
+    Raises:
+      InputError: the batch does not divide over the mesh.
+    """
+    if mesh is not None:
+        sharding.check_rows(mesh, "batch_size", config.batch_size)
     tokenizer, rows = prepare(config, directory)
     model = lm_runs.build(config.model, tokenizer.vocab_size)
-    batches = Batches(rows["train"], batch_size=config.batch_size, seed=lm_runs.data_seed(config))
+    options = {"seed": lm_runs.data_seed(config), **lm_runs.reading(mesh)}
+    batches = Batches(rows["train"], batch_size=config.batch_size, **options)
     return train.Setup(
         init=partial(lm_runs.initial, config, model),
         train_step=train.make_step(make_loss(config, model), lm_runs.make_optimizer(config)),
@@ -244,8 +258,8 @@ def setup(config: Config, directory: Path) -> train.Setup:
 def run(config: Config, run: Run) -> None:
     """Train, evaluate, write names."""
     tokenizer, rows = prepare(config, run.directory)
-    model, parts = lm_runs.build(config.model, tokenizer.vocab_size), setup(config, run.directory)
-    state = jax.jit(parts.init)(jax.random.key(config.seed))
+    model, parts = lm_runs.build(config.model, tokenizer.vocab_size), setup(config, run.directory, run.mesh)
+    state = lm_runs.start(parts.init, config, run.mesh, model.axes, extra=P("batch"))
     n_weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
         f"run {run.directory}: {len(rows['train']):,} training names, vocabulary {tokenizer.vocab_size}, window "
@@ -261,6 +275,7 @@ def run(config: Config, run: Run) -> None:
         directory=run.directory,
         evaluate=evaluate,
         tokens_per_step=int(np.mean(np.sum(rows["train"][:, 1:] != PAD, axis=1)) * config.batch_size),
+        place=run.mesh and sharding.place(run.mesh),
         resume=run.resume,
     )
     params = train.best_params(run.directory, state)
@@ -323,8 +338,14 @@ def generate(model: lm_runs.Model, params: Any, tokenizer: Tokenizer, options: S
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    commands = {"evaluate": (lm_runs.EvaluateOptions, evaluate), "sample": (SampleOptions, sample)}
-    return run_experiment(NAME, PRESETS, train=run, commands=commands, description=__doc__, argv=argv)
+    commands = {
+        "evaluate": (lm_runs.EvaluateOptions, evaluate),
+        "sample": (SampleOptions, sample),
+        "export": lm_runs.export_command(NAME, Config),
+    }
+    return run_experiment(
+        NAME, PRESETS, train=run, commands=commands, description=__doc__, mesh_axes=("data", "model"), argv=argv
+    )
 
 
 if __name__ == "__main__":

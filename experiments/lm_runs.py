@@ -8,6 +8,7 @@ has, beside what every run has:
     tokens/*.npy     the tokens of each split, memory-mapped
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,8 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from seqjax import decoding, losses, nn, train
+from seqjax import decoding, distributed, export, losses, nn, sharding, train
 from seqjax.config import Run, newest_run, read_config
 from seqjax.data import BPTTWindows, batches, evaluation_windows, tokens
 from seqjax.errors import InputError
@@ -44,15 +47,21 @@ class Model(NamedTuple):
     prefill: Callable  # (params, state, prompts, lengths) -> (state, logits), compiled for each shape of the prompts
     step: Callable  # (params, state, tokens) -> (state, logits): for decoding
     longest: int | None  # tokens of the longest text; None is any
+    axes: Callable  # () -> what the axes of each parameter mean, see `nn.logical_axes`
 
 
 @cache  # the same functions each time, so that what is compiled for them is found again
 def build(model_config: Any, vocab_size: int) -> Model:
     """The model of a configuration as pure functions."""
     module = MODULES[type(model_config)]
-    init, apply = nn.purify(lambda key: module(model_config, vocab_size, rngs=nnx.Rngs(key)))
-    prefill = jax.jit(partial(apply, method="prefill"))
-    return Model(init, apply, prefill, partial(apply, method="step"), getattr(model_config, "longest", None))
+
+    def make(key):
+        return module(model_config, vocab_size, rngs=nnx.Rngs(key))
+
+    init, apply = nn.purify(make)
+    prefill, step = jax.jit(partial(apply, method="prefill")), partial(apply, method="step")
+    longest = getattr(model_config, "longest", None)
+    return Model(init, apply, prefill, step, longest, partial(nn.logical_axes, make))
 
 
 def check_sizes(config: Any) -> None:
@@ -73,7 +82,10 @@ def prepare(
 ) -> tuple[Tokenizer, dict[str, np.ndarray]]:
     """The tokenizer and the tokens of each split, made from the corpus once, then read from the run."""
     path, folder = directory / "tokenizer.json", directory / "tokens"
-    if not path.exists():
+
+    def make():
+        if path.exists():
+            return
         splits = corpus()
         texts = (piece for piece, _ in splits["train"])
         tokenizer = train_tokenizer(kind, texts, min_count=min_count, max_size=max_size)
@@ -83,6 +95,8 @@ def prepare(
         for split, pieces in splits.items():
             tokens(pieces, tokenizer, folder / f"{split}.npy")
         save_tokenizer(tokenizer, path)  # last: where it is, all else is
+
+    distributed.on_first(make)
     return load_tokenizer(path), read_tokens(directory)
 
 
@@ -156,10 +170,34 @@ def initial(config: Any, model: Model, key: jax.Array) -> train.State:
     return train.init_state(params, carry, key_train, make_optimizer(config)(config.hyper))
 
 
-def setup(config: Any, tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray]) -> train.Setup:
-    """What trains and measures the model of a configuration."""
+def start(init: Callable, config: Any, mesh: Mesh | None, axes: Callable, *, extra: P = sharding.EVERYWHERE) -> Any:
+    """The state before the first step, on the devices of a run; the last arguments are those of `initialise`."""
+    key = jax.random.key(config.seed)
+    if mesh is None:
+        return jax.jit(init)(key)
+    axes = axes()
+    if jax.process_index() == 0:
+        for line in sharding.kept_whole(mesh, axes, jax.eval_shape(init, key).params):
+            print(f"note: {line}", file=sys.stderr)
+    return sharding.initialise(init, key, mesh, axes, extra=extra)
+
+
+def reading(mesh: Mesh | None) -> dict[str, Any]:
+    """The option of batches by which a process reads its rows only."""
+    return {} if mesh is None else {"rows": partial(sharding.local_rows, mesh)}
+
+
+def setup(config: Any, tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray], mesh: Mesh | None = None) -> train.Setup:
+    """What trains and measures the model of a configuration; on a mesh, with those rows of batches that are read here.
+
+    Raises:
+      InputError: the batch does not divide over the mesh.
+    """
+    if mesh is not None:
+        sharding.check_rows(mesh, "batch_size", config.batch_size)
     model = build(config.model, tokenizer.vocab_size)
-    windows = BPTTWindows(arrays["train"], batch_size=config.batch_size, window=config.window, seed=data_seed(config))
+    sizes = {"batch_size": config.batch_size, "window": config.window}
+    windows = BPTTWindows(arrays["train"], **sizes, seed=data_seed(config), **reading(mesh))
     return train.Setup(
         init=partial(initial, config, model),
         train_step=train.make_step(make_loss(config, model), make_optimizer(config), accumulate=config.accumulate),
@@ -177,8 +215,8 @@ def fit(
     config: Any, run: Run, tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray]
 ) -> tuple[Model, Any, dict[str, float]]:
     """Train: the model, its weights, and their metrics on the validation split."""
-    parts = setup(config, tokenizer, arrays)
-    state = jax.jit(parts.init)(jax.random.key(config.seed))
+    model, parts = build(config.model, tokenizer.vocab_size), setup(config, tokenizer, arrays, run.mesh)
+    state = start(parts.init, config, run.mesh, model.axes, extra=P("batch"))
     n_weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
         f"run {run.directory}: {arrays['train'].size:,} training tokens, vocabulary {tokenizer.vocab_size}, "
@@ -200,11 +238,11 @@ def fit(
         directory=run.directory,
         evaluate=evaluate_and_keep,
         tokens_per_step=config.batch_size * config.window * config.accumulate,
+        place=run.mesh and sharding.place(run.mesh, axis=int(config.accumulate > 1)),
         resume=run.resume,
     )
     params = train.best_params(run.directory, state)
     # The loop ends with an evaluation of these weights, unless it had patience, or the run that was resumed had ended.
-    model = build(config.model, tokenizer.vocab_size)
     return model, params, values if values and config.loop.patience is None else evaluate(params)
 
 
@@ -258,8 +296,49 @@ class SampleOptions:
                 raise InputError(f"{name}={getattr(self, name)}; it must be at least 1.")
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of ``export``."""
+
+    run: Path | None = None
+    """Run directory; without one, the newest."""
+    to: Path | None = None
+    """A directory to write, or a file that ends with .zip; without one, bundle in the run directory."""
+
+
+def write_bundle(
+    name: str, directory: Path, to: Path | None, functions: Mapping[str, export.Function], params: Any, **about: Any
+) -> None:
+    """Write a trained run as a bundle that runs without its code, and say what is in it."""
+    to = to or directory / "bundle"
+    sizes = export.save_bundle(
+        to,
+        functions,
+        params,
+        files=[directory / "config.json", *sorted(directory.glob("*tokenizer.json"))],
+        about={"experiment": name, **about, "special_tokens": {token: i for i, token in enumerate(SPECIALS)}},
+    )
+    print(f"wrote {to}:", *(f"  {file:22} {size:>12,} bytes" for file, size in sizes.items()), sep="\n")
+    names = ", ".join(next(iter(functions.values())).arguments)
+    print(f'Load it: bundle = seqjax.export.load_bundle("{to}")')
+    print(f'         bundle.functions["apply"](bundle.params, {names}); README.txt there does it with jax alone')
+
+
+def export_command(name: str, config_type: type) -> tuple[type, Callable[[ExportOptions], None]]:
+    """The sub-command ``export`` of experiment ``name``."""
+
+    def export_run(options: ExportOptions) -> None:
+        """Write a run as files that load and run without seqjax's models: programs, weights, tokenizer."""
+        directory = options.run or newest_run(name)
+        _, model, _, params = load(directory, config_type)
+        functions = export.language_model(model.apply, params, longest=model.longest)
+        write_bundle(name, directory, options.to, functions, params, kind="language model")
+
+    return ExportOptions, export_run
+
+
 def commands(name: str, config_type: type) -> dict[str, tuple[type, Callable[[Any], None]]]:
-    """The sub-commands ``evaluate`` and ``sample`` of experiment ``name``, for `run_experiment`."""
+    """The sub-commands ``evaluate``, ``sample`` and ``export`` of experiment ``name``, for `run_experiment`."""
 
     def evaluate(options: EvaluateOptions) -> None:
         """Print loss (nats), bits, perplexity and accuracy of a run on one split."""
@@ -280,7 +359,11 @@ def commands(name: str, config_type: type) -> dict[str, tuple[type, Callable[[An
                 print(f"--- {number}")
             print(text)
 
-    return {"evaluate": (EvaluateOptions, evaluate), "sample": (SampleOptions, sample)}
+    return {
+        "evaluate": (EvaluateOptions, evaluate),
+        "sample": (SampleOptions, sample),
+        "export": export_command(name, config_type),
+    }
 
 
 def generate(model: Model, params: Any, tokenizer: Tokenizer, options: SampleOptions) -> list[str]:

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from experiments.lm_runs import data_seed, make_optimizer
-from seqjax import decoding, losses, nn, train
+from experiments.lm_runs import data_seed, make_optimizer, reading, start, write_bundle
+from seqjax import decoding, distributed, export, losses, nn, sharding, train
 from seqjax.checkpoint import Checkpoints
 from seqjax.config import Run, newest_run, read_config
 from seqjax.data import PairBuckets, batches, bucket_shapes, count_cut, evaluation_batches, text_lines
@@ -216,7 +217,10 @@ def prepare(
 ) -> tuple[Texts, Corpus]:
     """Tokenizers and texts, made once, then read from the run."""
     folder = directory / "corpus"
-    if not any((directory / name).exists() for name in ("tokenizer.json", "target_tokenizer.json")):
+
+    def make():
+        if any((directory / name).exists() for name in ("tokenizer.json", "target_tokenizer.json")):
+            return
         splits = corpus()
         if empty := [split for split, examples in splits.items() if not examples]:
             raise InputError(f"the corpus has no pair for {' and '.join(empty)}; give files that are not empty.")
@@ -232,6 +236,8 @@ def prepare(
         else:
             save_tokenizer(learn(kinds[0], sources), directory / "source_tokenizer.json")
             save_tokenizer(learn(kinds[1], targets), directory / "target_tokenizer.json")  # last: all else is there
+
+    distributed.on_first(make)
     return load_texts(directory, n_extra, max_source), load_corpus(directory)
 
 
@@ -264,20 +270,25 @@ class Model(NamedTuple):
     apply: Callable  # (params, source, lengths, inputs, dropout=, key=) -> (attention, logits), other methods by name
     read: Callable  # (params, source, lengths, max_length=) -> (state, logits), compiled for each shape
     step: Callable  # (params, state, tokens) -> (state, logits): for decoding
+    axes: Callable  # () -> what the axes of each parameter mean, see `nn.logical_axes`
 
 
 def build(config: Any, texts: Texts) -> Model:
     """The model of a configuration as pure functions."""
     module = MODULES[type(config)]
     sizes = texts.source.vocab_size, texts.target.vocab_size
-    init, apply = nn.purify(lambda key: module(config, *sizes, rngs=nnx.Rngs(key)))
+
+    def make(key):
+        return module(config, *sizes, rngs=nnx.Rngs(key))
+
+    init, apply = nn.purify(make)
 
     @partial(jax.jit, static_argnames="max_length")
     def read(params, source, lengths, max_length):
         state = apply(params, source.shape[0], max_length, method="init_state")
         return apply(params, state, source, lengths, method="prefill")
 
-    return Model(init, apply, read, partial(apply, method="step"))
+    return Model(init, apply, read, partial(apply, method="step"), partial(nn.logical_axes, make))
 
 
 def make_loss(config: Any, model: Model) -> Callable:
@@ -422,9 +433,9 @@ class Writer(NamedTuple):
             key = jax.random.fold_in(jax.random.key(search.seed), number)
             keys = [jax.random.fold_in(key, n) for n in range(n_best)]
             draw = partial(decoding.sample, *arguments, temperature=search.temperature, **common)
-            return _as_beams(jax.device_get([draw(key) for key in keys]))
+            return _as_beams(sharding.fetch([draw(key) for key in keys]))
         if max(search.beam_size, n_best) == 1 and not alignments:
-            return _as_beams([jax.device_get(decoding.greedy(*arguments, **common))])
+            return _as_beams([sharding.fetch(decoding.greedy(*arguments, **common))])
         beams = decoding.beam_search(
             *arguments,
             beam_size=max(search.beam_size, n_best),
@@ -437,7 +448,7 @@ class Writer(NamedTuple):
             stop="first" if max(search.beam_size, n_best) == 1 else "exact",
             **common,
         )
-        return jax.device_get(beams)
+        return sharding.fetch(beams)
 
     def _read_out(self, beams: decoding.Beams, row: int, source: str) -> list[Hypothesis]:
         found = []
@@ -488,8 +499,8 @@ def training_pairs(task: Task, corpus: Corpus) -> list[tuple[Example, int]]:
     return [(e, i) for e in corpus["train"] for i in range(len(e.targets) if task.every_target else 1)]
 
 
-def training_buckets(config: Any, task: Task, texts: Texts, corpus: Corpus) -> PairBuckets:
-    """The batches of training."""
+def training_buckets(config: Any, task: Task, texts: Texts, corpus: Corpus, mesh: Mesh | None = None) -> PairBuckets:
+    """The batches of training; on a mesh, with those rows that are read here."""
     if getattr(config.model, "n_extra", 0) != texts.n_extra:
         raise InputError(
             f"model.n_extra={config.model.n_extra}: here a source's own words have no ids of their own; leave it 0."
@@ -502,7 +513,9 @@ def training_buckets(config: Any, task: Task, texts: Texts, corpus: Corpus) -> P
         return [texts.encode(example, which=i, dropout=dropout) for example, i in learned]
 
     pairs = encode(0)
-    return PairBuckets(pairs, training_shapes(config.batches, pairs), seed=seed, encode=encode if rate else None)
+    shapes, multiple = training_shapes(config.batches, pairs), 1 if mesh is None else mesh.shape.get("data", 1)
+    options = {"encode": encode if rate else None, "multiple": multiple, **reading(mesh)}
+    return PairBuckets(pairs, shapes, seed=seed, **options)
 
 
 def setup(config: Any, task: Task, texts: Texts, corpus: Corpus) -> train.Setup:
@@ -522,12 +535,11 @@ def _setup(config: Any, model: Model, texts: Texts, buckets: PairBuckets, corpus
 
 def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tuple[Writer, dict[str, float]]:
     """Train, then measure: the trained model, and its metrics on each split but the training one."""
-    model, buckets = build(config.model, texts), training_buckets(config, task, texts, corpus)
+    model, buckets = build(config.model, texts), training_buckets(config, task, texts, corpus, run.mesh)
     parts = _setup(config, model, texts, buckets, corpus)
-    template = shapes_of(config, model, texts)
+    state = start(parts.init, config, run.mesh, model.axes)
     if run.resume:
-        check_vocabulary(run.directory, template, texts)
-    state = jax.jit(parts.init)(jax.random.key(config.seed))
+        check_vocabulary(run.directory, state, texts)
     n_weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
         f"run {run.directory}: {len(training_pairs(task, corpus)):,} pairs, {buckets.steps_per_epoch:,} batches an "
@@ -542,7 +554,8 @@ def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tupl
             file=sys.stderr,
         )
     shapes = reach(config.batches, buckets.shapes)
-    (run.directory / "shapes.json").write_text(json.dumps(shapes) + "\n")
+    if jax.process_index() == 0:
+        (run.directory / "shapes.json").write_text(json.dumps(shapes) + "\n")
     validation = corpus["validation"]
     judged = validation[:: -(-len(validation) // config.report.texts)]  # from all over: it may be in some order
 
@@ -553,7 +566,8 @@ def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tupl
         written = measure(task, Writer(model, params, texts, shapes), judged, greedy, quiet=True)
         return with_teacher(params) | written
 
-    train.fit(
+    times = 1 if run.mesh is None else sharding.shares(run.mesh)
+    state = train.fit(
         config.loop,
         parts.train_step,
         state,
@@ -561,10 +575,11 @@ def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tupl
         parts.batches,
         directory=run.directory,
         evaluate=evaluate,
-        tokens_per_step=lambda batch: int(batch.where.sum()),
+        tokens_per_step=lambda batch: round(times * batch.where.sum()),
+        place=run.mesh and sharding.place(run.mesh),
         resume=run.resume,
     )
-    params = train.best_params(run.directory, template)
+    params = train.best_params(run.directory, state)
     writer, values = Writer(model, params, texts, shapes), {}
     for split in sorted(set(corpus) - {"train"}, reverse=True):  # validation, then the others
         pairs = [texts.encode(example) for example in corpus[split]]
@@ -588,7 +603,7 @@ def measure(
     """The task's metrics of what is written for the examples, which goes to predictions.txt in ``directory``."""
     written = writer.write([example.source for example in examples], search, quiet=quiet)
     hypotheses = [found[0].text for found in written]
-    if directory is not None:
+    if directory is not None and jax.process_index() == 0:
         (directory / "predictions.txt").write_text("".join(f"{_line(text)}\n" for text in hypotheses), encoding="utf-8")
     return task.measure(hypotheses, [list(example.targets) for example in examples])
 
@@ -599,7 +614,7 @@ def _line(text: str) -> str:
 
 def draw_attention(best: Hypothesis, tokens: list[str], path: Path) -> None:
     """A picture of the attention to the tokens of a source, where the model has one."""
-    if best.attention is not None and np.any(best.attention):
+    if best.attention is not None and np.any(best.attention) and jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         read = min(len(tokens), best.attention.shape[1])
         tokens = [*tokens[: read - 1], tokens[-1]]  # what was cut ends with <eos> too
@@ -776,8 +791,37 @@ class InteractiveOptions:
         _check_counts(self)
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of ``export``."""
+
+    run: Path | None = None
+    """Run directory; without one, the newest."""
+    to: Path | None = None
+    """A directory to write, or a file that ends with .zip; without one, bundle in the run directory."""
+    max_length: int | None = None
+    """The tokens that decoding has room for; by default as many as the run would write at most."""
+
+    def __post_init__(self):
+        if self.max_length is not None and self.max_length < 1:
+            raise InputError(f"max_length={self.max_length}; it must be at least 1.")
+
+
+def functions(config: Any, model: Model, params: Any, max_length: int | None = None) -> dict[str, export.Function]:
+    """What a bundle has of a model."""
+    max_length = max_length or config.search.max_length or config.batches.max_target
+    longest = config.model.longest
+    if isinstance(config.model, transformer_seq2seq.TransformerSeq2SeqConfig):
+        if longest is not None and max_length > longest:
+            raise InputError(f"max_length={max_length}; this model has learned positions for {longest} tokens.")
+        limits = {"max_source": longest, "max_target": longest}
+    else:
+        limits = {"max_source": longest if config.model.attention == "location" else None}
+    return export.encoder_decoder(model.apply, params, max_length=max_length, **limits)
+
+
 def commands(task: Task) -> dict[str, tuple[type, Callable[[Any], None]]]:
-    """The sub-commands ``evaluate``, ``predict`` and ``interactive`` of an experiment, for `run_experiment`."""
+    """The sub-commands ``evaluate``, ``predict``, ``interactive`` and ``export``, for `run_experiment`."""
 
     def opened(options, **arguments) -> tuple[Path, Any, Writer, Search]:
         directory = options.run or newest_run(task.name)
@@ -824,10 +868,18 @@ def commands(task: Task) -> dict[str, tuple[type, Callable[[Any], None]]]:
             if options.maps is not None:
                 draw_attention(found[0], writer.texts.read(source), options.maps / f"{number}.png")
 
+    def export_run(options: ExportOptions) -> None:
+        """Write a run as files that load and run without seqjax's models: programs, weights, tokenizers."""
+        directory = options.run or newest_run(task.name)
+        config, writer = load(directory, task.config_type)
+        found = functions(config, writer.model, writer.params, options.max_length)
+        write_bundle(task.name, directory, options.to, found, writer.params, kind="encoder-decoder")
+
     return {
         "evaluate": (EvaluateOptions, evaluate),
         "predict": (PredictOptions, predict),
         "interactive": (InteractiveOptions, interactive),
+        "export": (ExportOptions, export_run),
     }
 
 

@@ -205,7 +205,9 @@ def run(config: Config, run: Run) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     commands = lm_runs.commands(NAME, Config)
-    return run_experiment(NAME, PRESETS, train=run, commands=commands, description=__doc__, argv=argv)
+    return run_experiment(
+        NAME, PRESETS, train=run, commands=commands, description=__doc__, mesh_axes=("data", "model"), argv=argv
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ from seqjax.recurrence import unroll as unroll
 
 __version__ = "0.1.0"
 
-_LAZY = ("checkpoint", "config", "data", "embeddings", "models", "nn", "reporting", "text", "train")
+_LAZY = (
+    *("checkpoint", "config", "data", "embeddings", "export", "models"),
+    *("nn", "reporting", "sharding", "text", "train"),
+)
 
 
 def __getattr__(name: str):

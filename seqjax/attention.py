@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from seqjax.errors import InputError
 from seqjax.kernels.attention import BLOCK, Fixed, Inputs, Static, chunked, kept, scores
 from seqjax.kernels.attention import softmax as softmax
-from seqjax.layers import affine
+from seqjax.kernels.rules import at_least, branch
+from seqjax.layers import affine, flat
 from seqjax.scores import SCORES as SCORES
 from seqjax.scores import Score as Score
 from seqjax.scores import additive as additive
@@ -26,7 +28,7 @@ from seqjax.scores import dot as dot
 from seqjax.scores import general as general
 from seqjax.scores import location as location
 from seqjax.scores import scaled_dot as scaled_dot
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.types import Array, Float, PRNGKey, Size
 
 IMPLEMENTATIONS = ("reference", "chunked", "xla", "cudnn")
 
@@ -90,15 +92,10 @@ def dot_product_attention(
     )
     if implementation not in (None, *IMPLEMENTATIONS):
         raise InputError(f"implementation={implementation!r}; choose from {', '.join(IMPLEMENTATIONS)}, or None")
-    if implementation is None:
-        implementation = _choose(q.shape[1], k.shape[1])
     if implementation in ("xla", "cudnn"):
         return _jax_nn(static, inputs, fixed, q, k, v, bias, q_offset is not None, implementation)
-    if implementation == "chunked":
-        y = _chunked(static, inputs, fixed)
-    else:
-        weights = _weights(static, inputs, fixed).astype(v.dtype)
-        y = jnp.einsum("bkgts,bksd->bkgtd", weights, inputs.v)
+    by_blocks = _large(q.shape[1], k.shape[1]) if implementation is None else implementation == "chunked"
+    y = branch(by_blocks, lambda: _chunked(static, inputs, fixed), lambda: _reference(static, inputs, fixed))
     return jnp.moveaxis(y, 3, 1).reshape(*q.shape[:3], v.shape[-1])
 
 
@@ -141,6 +138,19 @@ class MultiHead(NamedTuple):
     b_q: Array | None
     b_kv: Array | None
     b_o: Array | None
+
+
+AXES = MultiHead._make(
+    (
+        P("embed", "heads", "head"),
+        P("embed", None, "kv_heads", "head"),
+        P("heads", "head", "embed"),
+        P("heads", "head"),
+        P(None, "kv_heads", "head"),
+        P("embed"),
+    )
+)
+"""What the axes mean, see `seqjax.nn.logical_axes`: each device has whole heads."""
 
 
 def init_multi_head(
@@ -207,9 +217,9 @@ def merged(params: MultiHead, y: Float[Array, "B T N H"]) -> Float[Array, "B T D
 
 
 def _split(x, w, b):
-    """x w + b for a matrix [D, …] whose columns have several axes."""
-    y = affine(x, w.reshape(w.shape[0], -1), None if b is None else b.reshape(-1))
-    return y.reshape(*x.shape[:2], *w.shape[1:])
+    """x w + b for a matrix [D, …] whose columns have several axes: to merge those would undo how they are sharded."""
+    y = jnp.tensordot(flat(x), w.astype(x.dtype), 1).reshape(*x.shape[:2], *w.shape[1:])
+    return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
 
 
 def multi_head_attention(
@@ -227,23 +237,40 @@ def multi_head_attention(
     return merged(params, dot_product_attention(queries(params, x), k, v, **options))
 
 
-def _choose(n_queries: int, n_keys: int) -> str:
-    """By size: on a CPU even a single block is faster than the reference, since its backward pass keeps less.
+def _large(n_queries: Size, n_keys: Size) -> bool | Array:
+    """Whether to go by blocks: on a CPU even one of them is faster than the reference: its backward pass keeps less.
 
     A GPU runs few large operations better than loops, so there only memory speaks for blocks; this is not measured.
     """
-    enough = 32**2 if jax.default_backend() == "cpu" else 2048**2
-    return "chunked" if n_queries * n_keys >= enough else "reference"
+    return at_least(n_queries * n_keys, 32**2 if jax.default_backend() == "cpu" else 2048**2)
+
+
+def _reference(static: Static, inputs: Inputs, fixed: Fixed) -> Array:
+    weights = _weights(static, inputs, fixed).astype(inputs.v.dtype)
+    return jnp.einsum("bkgts,bksd->bkgtd", weights, inputs.v)
 
 
 def _weights(static: Static, inputs: Inputs, fixed: Fixed) -> Array:
-    """The reference: softmax of all scores, [B, K, G, T, S]."""
+    """Softmax of all scores, [B, K, G, T, S]."""
     q_at, k_at = _positions(inputs, fixed)
     z = scores(static, q_at, k_at, inputs.q, inputs.k, inputs.bias, inputs.score_args)
     return softmax(z, kept(static, fixed, q_at, k_at))
 
 
 def _chunked(static: Static, inputs: Inputs, fixed: Fixed) -> Array:
+    """By blocks of BLOCK queries and keys, or of all where there are fewer."""
+    n_queries, n_keys = inputs.q.shape[3], inputs.k.shape[2]
+
+    def by_blocks(block_q, block_k):
+        return _in_blocks(static._replace(block_q=block_q, block_k=block_k), inputs, fixed)
+
+    if jax.export.is_symbolic_dim(n_queries) or jax.export.is_symbolic_dim(n_keys):
+        many = at_least(jax.core.max_dim(n_queries, n_keys), BLOCK + 1)
+        return branch(many, lambda: by_blocks(BLOCK, BLOCK), lambda: by_blocks(n_queries, n_keys))
+    return by_blocks(min(BLOCK, n_queries), min(BLOCK, n_keys))
+
+
+def _in_blocks(static: Static, inputs: Inputs, fixed: Fixed) -> Array:
     """Pad to whole blocks, attend, cut."""
     n = inputs.q.shape[3]
 
@@ -251,8 +278,8 @@ def _chunked(static: Static, inputs: Inputs, fixed: Fixed) -> Array:
         """Up to whole blocks of queries along the first of the axes, of keys along the second; None is left out."""
         widths = [(0, 0)] * x.ndim
         for axis, block in zip(axes, (static.block_q, static.block_k), strict=True):
-            if axis is not None and x.shape[axis] > 1:
-                widths[axis] = (0, -x.shape[axis] % block)
+            if axis is not None and x.shape[axis] != 1:
+                widths[axis] = (0, -(-x.shape[axis] // block) * block - x.shape[axis])
         return jnp.pad(x, widths)
 
     inputs = Inputs(
@@ -302,7 +329,7 @@ def _problem(
     _check(q, k, v, causal, window, mask, bias, segment_ids, q_offset, scale, score_args)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     n_queries, n_keys = q.shape[1], k.shape[1]
-    static = Static(causal, window, scale, score_mod, min(BLOCK, n_queries), min(BLOCK, n_keys), n_keys)
+    static = Static(causal, window, scale, score_mod, n_queries, n_keys, n_keys)
     n_groups = k.shape[2]
 
     def grouped(x):  # [B|1, N|1, T|1, S|1] -> [B|1, K|1, G|1, T|1, S|1]

@@ -18,7 +18,7 @@ from jax import lax
 
 from seqjax.attention import dot_product_attention, softmax
 from seqjax.errors import InputError
-from seqjax.types import Array, Bool, Float, Int, PyTree
+from seqjax.types import Array, Bool, Float, Int, PyTree, Size
 
 
 class Cache(NamedTuple):
@@ -66,12 +66,12 @@ class Shared(NamedTuple):
     value: PyTree
 
 
-def start(batch: int) -> Places:
+def start(batch: Size) -> Places:
     """Nothing read yet."""
     return Places(jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def empty(batch: int, n_kv_heads: int, length: int, d_head: int, dtype) -> Cache:
+def empty(batch: Size, n_kv_heads: int, length: int, d_head: int, dtype) -> Cache:
     """A cache of ``length`` columns."""
     shape = batch, n_kv_heads, length, d_head
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))  # two buffers, so that both can be donated

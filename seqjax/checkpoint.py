@@ -14,7 +14,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax import distributed
 from seqjax.errors import InputError
 from seqjax.types import PyTree
 
@@ -71,6 +72,10 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The committed steps, oldest first, by a fresh look at the directory. Their contents are not verified."""
+        # Those that process 0 sees: a shared file system may show the others an older state.
+        return distributed.from_first(self._listed())
+
+    def _listed(self) -> list[int]:
         if not self._directory.exists():
             return []
         return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal() and path.is_dir())
@@ -90,7 +95,7 @@ class Checkpoints:
         leaves = _flatten(tree)
         data = {name: _data(name, leaf) for name, leaf in leaves.items()}
         record = _record(step, leaves, data, metadata)
-        if record == self._written and step in self._good():
+        if distributed.from_first(record == self._written and step in self._good()):
             return  # a stop signal often follows a regular save: to write the same again would risk the only copy
         items = ocp.args.Composite(
             state=ocp.args.StandardSave({name: array for name, array in data.items() if array.size}),
@@ -98,19 +103,20 @@ class Checkpoints:
             integrity=ocp.args.JsonSave(record),
         )
         self._sweep()
-        self._remove(old for old in self.steps() if old >= step)
+        self._remove(old for old in self._listed() if old >= step)
         self._damaged = {old for old in self._damaged if old < step}
         self._writer = self._writer or _make_writer()
         with self._reporting(step):
             self._writer.save(self._directory / str(step), args=items, force=True)
         self._pending = record
 
-    def restore(self, template: PyTree, *, step: int | None = None) -> Restored | None:
+    def restore(self, template: PyTree | Callable[[dict], PyTree], *, step: int | None = None) -> Restored | None:
         """The newest intact checkpoint, or that of `step`; None if the directory holds none at all.
 
         `template` has the tree's structure, its leaves arrays or `jax.ShapeDtypeStruct`s. A leaf is put where the
         template's is, on any number of devices, or left uncommitted on the default device where the template does not
-        say. NumPy arrays and Python numbers come back as such.
+        say. NumPy arrays and Python numbers come back as such. Where the tree depends on the metadata, give a function
+        of them.
 
         A damaged checkpoint is passed over with a `RuntimeWarning`, unless it was asked for by `step`. Raises
         `InputError` if the template does not fit the checkpoint, `CheckpointError` if none is intact.
@@ -155,21 +161,29 @@ class Checkpoints:
         self._written = record
         self._remove(self._damaged | (set(self._good()[: -self._keep]) - {self._also}))
         self._damaged.clear()
+        distributed.barrier()  # so that no process reads what is being removed
 
     def close(self) -> None:
         """`wait`, then release the writer's threads."""
         try:
             self.wait()
         finally:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+            self._release()
+
+    def _release(self) -> None:
+        if self._writer is not None:
+            self._writer.close()  # waits for it, too
+            self._writer = None
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, _, error, __):
+        # An error may be that of one process alone, so there it must not wait for the others.
+        if error is not None and jax.process_count() > 1:
+            self._release()
+        else:
+            self.close()
 
     @contextmanager
     def _reporting(self, step: int) -> Iterator[None]:
@@ -183,7 +197,7 @@ class Checkpoints:
             raise CheckpointError(f"could not write checkpoint of step {step}: {_brief(error)}; {last}") from error
 
     def _good(self) -> list[int]:
-        return [step for step in self.steps() if step not in self._damaged]
+        return [step for step in self._listed() if step not in self._damaged]
 
     def _remove(self, steps: Iterable[int]) -> None:
         if jax.process_index() == 0:
@@ -249,24 +263,33 @@ def _record(step, leaves, data, metadata):
 
 
 def _load(path, step, template) -> Restored:
-    try:
+    with _damage("its integrity record cannot be read"):
         record = _read_record(path)
         intact = record.pop("sha256") == _checksum(record) and record["step"] == step
-    except Exception as error:  # on a damaged file Orbax raises nearly anything
-        raise _DamageError(f"its integrity record cannot be read ({_brief(error)})") from error
     if not intact:
         raise _DamageError("its integrity record does not match its own checksum")
+    template = template(record["metadata"]) if callable(template) else template
     saved, wanted = record["leaves"], _flatten(template)
     _check_template(step, saved, wanted)
-    try:
+    with _damage("its arrays cannot be read"):
         data = _read_state(path, saved, wanted)
-        changed = [name for name in saved if _digest(data[name]) != saved[name]["sha256"]]
-    except Exception as error:
-        raise _DamageError(f"its arrays cannot be read ({_brief(error)})") from error
-    if changed:
-        raise _DamageError(f"the values of {changed[0]} do not match their checksum")
+    changed = [name for name in saved if _digest(data[name]) != saved[name]["sha256"]]
+    if distributed.anywhere(bool(changed)):
+        raise _DamageError(f"the values of {changed[0] if changed else 'an array'} do not match their checksum")
     values = [_like(leaf, data[name], saved[name]["key"]) for name, leaf in wanted.items()]
     return Restored(step, jax.tree.unflatten(jax.tree.structure(template), values), record["metadata"])
+
+
+@contextmanager
+def _damage(what) -> Iterator[None]:
+    """Turn an error into damage, on all processes if there is one on any: they go on together, or not at all."""
+    damage = None
+    try:
+        yield
+    except Exception as error:  # on a damaged file Orbax raises nearly anything
+        damage = error
+    if distributed.anywhere(damage is not None):
+        raise _DamageError(f"{what} ({_brief(damage) if damage else 'by another process'})") from damage
 
 
 def _check_template(step, saved, wanted):
@@ -304,10 +327,18 @@ def _make_writer():
     return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
 
 
+def _alone():
+    """Options of Orbax to read without waiting for other processes, which may have failed at a damaged file."""
+    import orbax.checkpoint as ocp
+
+    this = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+
+
 def _read_record(path):
     import orbax.checkpoint as ocp
 
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler(), multiprocessing_options=_alone()) as reader:
         return reader.restore(path / "integrity")
 
 
@@ -321,7 +352,7 @@ def _read_state(path, saved, wanted):
 
     empty = {name for name in saved if 0 in saved[name]["shape"]}  # `save` left these out
     args = {name: how(leaf) for name, leaf in wanted.items() if name not in empty}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=_alone()) as reader:
         data = reader.restore(path / "state", args=ocp.args.PyTreeRestore(restore_args=args))
     for name, leaf in ((name, wanted[name]) for name in empty):
         empty_leaf = leaf if isinstance(leaf, np.ndarray) else jnp.zeros(leaf.shape, leaf.dtype, device=_sharding(leaf))

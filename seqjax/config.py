@@ -2,6 +2,8 @@
 
     python -m experiments.<name> [train] [PRESET] [--run DIR] [--config FILE] [--seed N] [--resume] [--field value ...]
 
+and, of a run on several devices, ``--mesh``, and of one in several processes, ``--coordinator --processes --process``.
+
 A configuration is a frozen dataclass with a field ``seed: int``. Its fields are numbers, strings, paths, Literals,
 tuples, unions of these and None, and nested NamedTuples and frozen dataclasses. It may check itself in
 ``__post_init__``, with `InputError`.
@@ -30,9 +32,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union
 
 import jax
+from jax.sharding import Mesh
 
+from seqjax import distributed
 from seqjax.errors import InputError
 from seqjax.memory import keep_freed_memory
+from seqjax.sharding import make_mesh
 
 RUNS = Path("runs")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "seqjax")
@@ -41,10 +46,11 @@ C = TypeVar("C")
 
 
 class Run(NamedTuple):
-    """Where a run keeps its files, and whether it continues what is there."""
+    """Where a run keeps its files, whether it continues what is there, and on which devices."""
 
     directory: Path
     resume: bool
+    mesh: Mesh | None = None  # of several devices; no part of the configuration, for another one may continue the run
 
 
 def run_experiment(
@@ -54,6 +60,7 @@ def run_experiment(
     train: Callable[[C, Run], None],
     commands: Mapping[str, tuple[type, Callable[[Any], None]]] | None = None,
     description: str,
+    mesh_axes: Sequence[str] = (),
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse the command line of ``experiments/<name>.py``, run what it asks for, and return the exit status.
@@ -66,12 +73,13 @@ def run_experiment(
     ``--resume``, the configuration is the saved one, and whatever the command line says must agree with it.
 
     Args:
-      name: the name of the experiment's module.
+      name: the name of the experiment's module, and what of the command line comes after it.
       presets: name -> (one line on it, configuration), all of one type; the first is the default.
       train: called as ``train(config, run)``.
       commands: sub-command -> (dataclass of its options, function of them); the first line of the function's docstring
         describes it.
       description: one line on the experiment, for ``--help``.
+      mesh_axes: those that ``run.mesh`` may have, as ``--mesh`` says; without any there is no such option.
       argv: the arguments, by default those of the process.
 
     Returns:
@@ -79,8 +87,9 @@ def run_experiment(
       raises). Further exceptions pass, and so does ``SystemExit(143)``, by which ``train`` says that it stopped at
       SIGTERM after saving. Ctrl-C gives 130.
 
-    In a program of several processes, ``jax.distributed.initialize`` comes before this function, and all processes get
-    the same ``--run``.
+    With ``mesh_axes``, a run may have several processes, see `seqjax.distributed`. All of them get the same ``--run``,
+    on storage that they share, and call ``train``; process 0 alone writes and has the screen. They end together: a
+    process that fails does not return from here, and ends the others with its status.
     """
     keep_freed_memory()
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -89,19 +98,25 @@ def run_experiment(
         raise ValueError(f"{clash} are both presets and sub-commands")
     try:
         try:
-            job = _parse(name, presets, train, commands, description, argv)
+            job = _parse(name, presets, train, commands, description, mesh_axes, argv)
         except SystemExit:  # tyro has printed help
             return 0
         job()
+        status, message = 0, ""
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        status, message = 130, "interrupted"
+        print(message, file=sys.stderr)
+    except SystemExit as stop:
+        distributed.leave(stop.code if isinstance(stop.code, int) else 1)
+        raise
     except Exception as error:
         if not type(error).__module__.startswith("seqjax."):
+            distributed.fail(error)
             raise
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
-    return 0
+        status, message = 2 if isinstance(error, InputError) else 1, " ".join(str(error).split())
+        print("error:", message, file=sys.stderr)
+    distributed.leave(status, message)
+    return status
 
 
 def write_config(directory: Path, name: str, config: Any, command_line: Sequence[str]) -> None:
@@ -135,28 +150,61 @@ def read_config(path: Path, config_type: type[C]) -> C:
         raise InputError(f"{path}: {error}") from None
 
 
+def _folder(name: str) -> Path:
+    return RUNS.joinpath(*name.split())
+
+
 def newest_run(name: str) -> Path:
     """The run directory of experiment ``name`` that was begun last.
 
     Raises:
       InputError: there is none.
     """
-    begun = [(file.stat().st_mtime_ns, file.parent) for file in (RUNS / name).glob("*/config.json")]
+    begun = [(file.stat().st_mtime_ns, file.parent) for file in (_folder(name)).glob("*/config.json")]
     if not begun:
-        raise InputError(f"no run in {RUNS / name}: train one with `python -m experiments.{name}`, or give --run DIR")
+        raise InputError(f"no run in {_folder(name)}: train one with `python -m experiments.{name}`, or give --run DIR")
     return max(begun)[1]
+
+
+def changed(config: C, values: Mapping[str, Any]) -> C:
+    """The configuration with other values of fields, which are named with dots: ``{"model.cell": "gru"}``.
+
+    Raises:
+      InputError: there is no such field, or it is of another type; or the configuration refuses it.
+    """
+    tree = _to_json(config, "config")
+    for name, value in values.items():
+        *path, last = name.split(".")
+        node = tree
+        for field in path:
+            node = node.get(field) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            names = [*_flat(tree)]
+            close = [known for known in names if known.endswith(f".{name}")]
+            hint = f": did you mean {close[0]!r}?" if close else _nearest(name, names)
+            raise InputError(f"there is no field {name}{hint}")
+        node[last] = value
+    return _from_json(tree, type(config), "config")
+
+
+def differing(config: Any, other: Any) -> dict[str, Any]:
+    """The fields of two configurations of one type that differ, with the values in ``other``, as JSON has them."""
+    first, second = _flat(_to_json(config, "config")), _flat(_to_json(other, "config"))
+    return {name: value for name, value in second.items() if first.get(name) != value}
 
 
 # --- the command line
 
 
-def _parse(name, presets, train, commands, description, argv) -> Callable[[], None]:
+def _parse(name, presets, train, commands, description, mesh_axes, argv) -> Callable[[], None]:
     """What the command line asks for, as a function of nothing."""
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), argv[:2]))
     if words and words[0] in commands:
         options_type, function = commands[words[0]]
         prog = f"python -m experiments.{name} {words[0]}"
-        options = _tyro(options_type, prog, inspect.getdoc(function) or "", argv[1:], _names(options_type))
+        # A run directory that comes first needs no --run before it.
+        rest = ["--run", *argv[1:]] if words[1:] and "run" in _fields(options_type) else argv[1:]
+        options = _tyro(options_type, prog, inspect.getdoc(function) or "", rest, _names(options_type))
         return lambda: function(options)
 
     named = words[:1] == ["train"]
@@ -169,21 +217,44 @@ def _parse(name, presets, train, commands, description, argv) -> Callable[[], No
         )
     text = _overview(description, presets, commands)
     options = argv[named + (preset is not None) :]
-    config, directory, resume = _parse_train(name, presets, preset, text, options)
+    config, directory, resume, mesh = _parse_train(name, presets, preset, text, mesh_axes, options)
 
     def job():
+        _check_alike(config, resume)
         try:
-            run = Run(directory or _new_directory(name), resume)
+            run = Run(directory or _new_directory(name), resume, mesh)
             run.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the run directory ({error}): choose another --run") from error
-        if resume or jax.process_index() > 0:
-            return train(config, run)
-        with _nothing_left_of_a_false_start(run.directory):
-            write_config(run.directory, name, config, argv)
+        with contextlib.ExitStack() as stack:
+            if jax.process_index() > 0:  # neither writes files nor has the screen
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            elif not resume:
+                stack.enter_context(_nothing_left_of_a_false_start(run.directory))
+                write_config(run.directory, name, config, argv)
+            _check_shared(run.directory)
             train(config, run)
 
     return job
+
+
+def _check_alike(config, resume):
+    """Raise `InputError` if the processes were started with different commands."""
+    here = {"resume": resume} | _flat(_to_json(config, "config"))
+    differences = _differences(distributed.from_first(here), here, "in process 0")
+    if distributed.anywhere(bool(differences)):
+        raise InputError(f"give all processes the same command: {differences or 'another one got other options'}")
+
+
+def _check_shared(directory):
+    """Raise `InputError` if a process does not see what process 0 has written."""
+    distributed.barrier()
+    if distributed.anywhere(not (directory / "config.json").exists()):
+        raise InputError(
+            f"not all processes see the config.json in {directory} that process 0 wrote: give a --run on storage that "
+            "they share"
+        )
 
 
 @contextlib.contextmanager
@@ -201,30 +272,46 @@ def _nothing_left_of_a_false_start(directory):
         raise
 
 
-def _parse_train(name, presets, preset, text, args):
-    """The configuration, the run directory (None if a new one is to be made), and whether to resume it."""
+def _parse_train(name, presets, preset, text, mesh_axes, args):
+    """The configuration, the run directory (None if a new one is to be made), whether to resume it, and the mesh."""
     import tyro
 
     def option(kind, help, metavar=None):
         return Annotated[kind, tyro.conf.arg(help=help, metavar=metavar, help_behavior_hint="")]
 
     places = [
-        ("run", option(Path | None, f"Run directory; by default {RUNS / name}/<time>.", "DIR"), None),
+        ("run", option(Path | None, f"Run directory; by default {_folder(name)}/<time>.", "DIR"), None),
         ("config", option(Path | None, "Start from a saved config.json instead of a preset.", "FILE"), None),
         ("resume", tyro.conf.FlagCreatePairsOff[option(bool, "Continue in --run, or in the newest run.")], False),
     ]
+    if mesh_axes:
+        words = f"Devices, as {mesh_axes[0]}=4; -1 is all. Axes: {', '.join(mesh_axes)}. --resume may take another."
+        meeting = "Where several processes meet: at process 0, or auto."
+        places += [
+            ("mesh", option(str | None, words, "AXIS=N,…"), None),
+            ("coordinator", option(str | None, meeting, "HOST:PORT"), None),
+            ("processes", option(int | None, "How many processes the run has.", "N"), None),
+            ("process", option(int | None, "Which of them this one is, from 0.", "I"), None),
+        ]
     prog = f"python -m experiments.{name}"
-    # These three are read first, since they decide what the others are compared with and default to.
+    # These are read first, since they decide what the others are compared with and default to.
     Places = make_dataclass("Places", places)
     with _one_line_errors():
         given, _ = tyro.cli(
             Places, prog=prog, args=args, add_help=False, return_unknown_args=True, use_underscores=True
         )
+    if not mesh_axes and distributed.asked() is not None:
+        raise InputError(f"experiment {name!r} runs in one process only: unset SEQJAX_COORDINATOR and its like")
+    if mesh_axes and not {"-h", "--help"} & set(args):
+        # Before jax starts, and before what may fail in one process alone.
+        distributed.initialize(given.coordinator, given.processes, given.process)
     if given.config is not None and preset is not None:
         raise InputError(f"both preset {preset!r} and --config {given.config}: give one of them")
 
     start = presets[preset or next(iter(presets))][1]
     directory, saved = given.run, None
+    if directory is None and jax.process_count() > 1:
+        raise InputError("several processes write to one run directory: give all of them the same --run DIR")
     if given.resume:
         directory = directory or newest_run(name)
         saved = read_config(directory / "config.json", type(start))
@@ -242,11 +329,11 @@ def _parse_train(name, presets, preset, text, args):
 
     if saved is not None:
         _check_equal(directory, saved, config)
-    elif directory is None and jax.process_count() > 1:
-        raise InputError("several processes write to one run directory: give all of them the same --run DIR")
     elif directory is not None and jax.process_index() == 0 and (directory / "config.json").exists():
         raise InputError(f"{directory} already holds a run: choose another --run, or continue it with --resume")
-    return config, directory, given.resume
+    axes = getattr(given, "mesh", None) or (f"{mesh_axes[0]}=-1" if jax.process_count() > 1 else None)
+    mesh = None if axes is None else make_mesh(axes, names=mesh_axes)
+    return config, directory, given.resume, mesh
 
 
 def _tyro(kind, prog, description, args, names):
@@ -315,7 +402,7 @@ def _new_directory(name):
     time = datetime.now().strftime("%Y%m%d-%H%M%S")
     suffixes = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
     while True:
-        directory = RUNS / name / (time + next(suffixes))
+        directory = _folder(name) / (time + next(suffixes))
         try:
             directory.mkdir(parents=True)
             return directory
@@ -325,16 +412,19 @@ def _new_directory(name):
 
 def _check_equal(directory, saved, given):
     saved, given = _flat(_to_json(saved, "config")), _flat(_to_json(given, "config"))
-    differences = [
-        f"{name} is {saved.get(name)!r} there and {given.get(name)!r} here"
-        for name in {**saved, **given}
-        if saved.get(name) != given.get(name)
-    ]
-    if differences:
+    if differences := _differences(saved, given, "there"):
         raise InputError(
-            f"{directory} is a run directory of another configuration: {'; '.join(differences)}. "
+            f"{directory} is a run directory of another configuration: {differences}. "
             "Leave these options out to continue it, or begin a new run without --resume"
         )
+
+
+def _differences(there, here, where):
+    return "; ".join(
+        f"{name} is {there.get(name)!r} {where} and {here.get(name)!r} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    )
 
 
 # --- config.json

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from seqjax.cells import Cell
 from seqjax.errors import InputError
@@ -51,11 +52,56 @@ def purify(make: Callable[[PRNGKey], nnx.Module]) -> tuple[Callable[[PRNGKey], P
     return init, apply
 
 
+def logical_axes(make: Callable[[PRNGKey], nnx.Module]) -> PyTree:
+    """What the axes of each parameter of a model mean: in the dict of `purify`, a ``PartitionSpec`` for each array.
+
+    They are what the property ``axes`` of its modules says, attribute -> names; a name or None for each dimension. In
+    a list all items have the same. `seqjax.sharding.RULES` has the names.
+
+    Raises:
+      ValueError: a module does not say them.
+
+    >>> list(logical_axes(lambda key: Dense(3, 2, outputs="vocab", rngs=nnx.Rngs(key)))["w"])
+    ['hidden', 'vocab']
+    """
+
+    def is_spec(x):
+        return x is None or isinstance(x, P)
+
+    def fitting(path, names, part):
+        """What a layer does without is None among its parameters."""
+        if part is None:
+            return None
+        if not isinstance(names, P) or len(names) != part.ndim:
+            raise ValueError(f"{jax.tree_util.keystr(path)} has axes {names} for an array {part.shape}")
+        return names
+
+    def walk(node, params, names):
+        if isinstance(node, nnx.Param):
+            return jax.tree_util.tree_map_with_path(fitting, names, params, is_leaf=is_spec)
+        if isinstance(node, nnx.List):
+            return {i: walk(node[i], part, names) for i, part in params.items()}
+        axes = getattr(node, "axes", {})
+        missing = [k for k in params if k not in axes and isinstance(getattr(node, k), nnx.Param)]
+        if missing:
+            raise ValueError(f"{type(node).__name__}.axes does not have {', '.join(missing)}")
+        return {name: walk(getattr(node, name), part, axes.get(name)) for name, part in params.items()}
+
+    module = nnx.eval_shape(make, jax.random.key(0))
+    return walk(module, nnx.to_pure_dict(nnx.state(module, nnx.Param)), None)
+
+
 class Embed(nnx.Module):
     """A table of V vectors; ``w`` [V, D], unit-variance rows scaled by 1/√D."""
 
-    def __init__(self, vocab_size: int, d_embed: int, *, rngs: nnx.Rngs):
+    def __init__(self, vocab_size: int, d_embed: int, *, rows: str = "vocab", rngs: nnx.Rngs):
+        self.rows = rows  # what they mean, see `logical_axes`
         self.w = nnx.Param(jax.random.normal(rngs.params(), (vocab_size, d_embed)) / jnp.sqrt(float(d_embed)))
+
+    @property
+    def axes(self) -> dict[str, P]:
+        """See `logical_axes`."""
+        return {"w": P(self.rows, "embed")}
 
     def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """The vectors of the tokens."""
@@ -69,9 +115,15 @@ class Embed(nnx.Module):
 class Dense(nnx.Module):
     """x w + b."""
 
-    def __init__(self, d_in: int, d_out: int, *, rngs: nnx.Rngs):
+    def __init__(self, d_in: int, d_out: int, *, outputs: str = "hidden", rngs: nnx.Rngs):
+        self.outputs = outputs  # what they mean, see `logical_axes`
         self.w = nnx.Param(jax.nn.initializers.lecun_normal()(rngs.params(), (d_in, d_out)))
         self.b = nnx.Param(jnp.zeros(d_out))
+
+    @property
+    def axes(self) -> dict[str, P]:
+        """See `logical_axes`."""
+        return {"w": P("hidden", self.outputs), "b": P(self.outputs)}
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
         """The affine map, in the dtype of x."""
@@ -85,6 +137,11 @@ class Recurrent(nnx.Module):
         sizes = [d_in] + [d_hidden] * (n_layers - 1)
         self.cell = cell
         self.layers = nnx.List([nnx.Param(cell.init(rngs.params(), size, d_hidden)) for size in sizes])
+
+    @property
+    def axes(self) -> dict[str, PyTree]:
+        """See `logical_axes`."""
+        return {"layers": self.cell.axes}
 
     def __call__(
         self,
@@ -152,6 +209,11 @@ class Bidirectional(nnx.Module):
             [nnx.Param(tuple(cell.init(rngs.params(), size, d_hidden // 2) for _ in range(2))) for size in sizes]
         )
 
+    @property
+    def axes(self) -> dict[str, PyTree]:
+        """See `logical_axes`."""
+        return {"layers": (self.cell.axes, self.cell.axes)}
+
     def __call__(
         self,
         xs: Float[Array, "B T D"],
@@ -199,6 +261,11 @@ class Attention(nnx.Module):
         self.score, self.names = score, tuple(params)
         for name in self.names:
             setattr(self, name, nnx.Param(params[name]))
+
+    @property
+    def axes(self) -> dict[str, P]:
+        """See `logical_axes`: whole on every device, for they are small."""
+        return {name: P(*[None] * getattr(self, name).get_value().ndim) for name in self.names}
 
     def keys(self, values: Float[Array, "B S E"]) -> Float[Array, "B S A"]:
         """What queries are compared with, made once a source."""

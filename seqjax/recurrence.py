@@ -17,7 +17,7 @@ from seqjax.kernels.reference import scan
 from seqjax.kernels.rules import batches_directions, choose
 from seqjax.kernels.stepping import advance, project
 from seqjax.layers import dropout as apply_dropout
-from seqjax.types import Array, Bool, Float, Int, PRNGKey, PyTree, Scalar
+from seqjax.types import Array, Bool, Float, Int, PRNGKey, PyTree, Scalar, Size
 
 
 def _pallas(*arguments):
@@ -301,7 +301,7 @@ def stack(
     return tuple(after), xs
 
 
-def _within(lengths: Int[Array, "B"] | None, steps: int) -> Int[Array, "B"] | None:
+def _within(lengths: Int[Array, "B"] | None, steps: Size) -> Int[Array, "B"] | None:
     """Lengths as int32, which also counts the steps of long sequences, and none beyond the sequence."""
     return None if lengths is None else jnp.clip(lengths.astype(jnp.int32), 0, steps)
 

@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat
 
+import jax
+
 from seqjax.errors import InputError
 
 
 class Reporter:
-    """Reports one run; a context manager. In a distributed run only one process has a reporter.
+    """Reports one run; a context manager. In a run of several processes all have one, and only the first one's writes.
 
     Without `resume_step` the reports of an earlier run in `directory` are dropped; with it, those after that step are.
     On a terminal a progress bar is shown, elsewhere plain lines; ``console=False`` shows nothing.
@@ -34,16 +36,19 @@ class Reporter:
     def __init__(
         self, directory: str | os.PathLike, *, total_steps: int, resume_step: int | None = None, console: bool = True
     ):
+        self._total, self._console, self._start = total_steps, False, time.monotonic()
+        if jax.process_index() > 0:
+            self._file, self._tensorboard, self._bar = open(os.devnull, "w"), None, None  # noqa: SIM115
+            return
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         last = -1 if resume_step is None else resume_step
         kept = _truncate(directory / "metrics.jsonl", last)
         self._file = open(directory / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._tensorboard = _open_tensorboard(directory / "tensorboard", last + 1)
-        self._total = total_steps
         self._console = console
         self._bar = _start_bar(total_steps, max(last, 0)) if console else None
-        self._start = time.monotonic() - (kept[-1].get("seconds", 0.0) if kept else 0.0)
+        self._start -= kept[-1].get("seconds", 0.0) if kept else 0.0
 
     def metrics(self, step: int, split: str, values: Mapping[str, SupportsFloat], seconds: float) -> None:
         """Record the values of a split at a step, after so many seconds of training; show them unless it is `train`.
@@ -59,6 +64,13 @@ class Reporter:
                     self._tensorboard.add_scalar(f"{split}/{name}", float(value), step)
         if split != "train":  # that is what `progress` shows
             self.note(_line(step, self._total, split, values, seconds))
+
+    def members(self, step: int, split: str, values: Mapping[int, Mapping[str, SupportsFloat]], seconds: float) -> None:
+        """Record the values of each member of a study, ``member -> values``, one line each. Nothing is shown."""
+        for member, found in values.items():
+            row = {"step": step, "split": split, "member": member, **{name: _jsonable(x) for name, x in found.items()}}
+            self._file.write(json.dumps(row | {"seconds": seconds}, allow_nan=False) + "\n")
+        self._file.flush()
 
     def progress(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Show how far training is, for instance with its loss and tokens/s. Nothing is recorded."""
@@ -216,11 +228,13 @@ def _line(step, total, split, values, seconds) -> str:
 
 def _values(values: Mapping[str, SupportsFloat]) -> str:
     """``loss 1.912  34,120 tokens/s``: a rate stands before its unit."""
-    pairs = ((name, float(value)) for name, value in values.items())
+    pairs = ((name, value if isinstance(value, int) else float(value)) for name, value in values.items())
     return "  ".join(f"{x:,.0f} {name}" if name.endswith("/s") else f"{name} {_number(x)}" for name, x in pairs)
 
 
 def _number(x: float) -> str:
+    if isinstance(x, int):
+        return f"{x:,}"
     return f"{x:.3f}" if x == 0 or 0.01 <= abs(x) < 1e4 else f"{x:.3g}"
 
 

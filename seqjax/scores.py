@@ -156,7 +156,8 @@ SCORES: dict[str, Score] = {
     "dot": _score(dot, lambda key, d_query, d_key, d_score, length: _same_size(d_query, d_key)),
     "scaled_dot": _score(scaled_dot, lambda key, d_query, d_key, d_score, length: _same_size(d_query, d_key)),
     "cosine": _score(
-        cosine, lambda key, d_query, d_key, d_score, length: {**_same_size(d_query, d_key), "g": jnp.array(10.0)}
+        cosine,
+        lambda key, d_query, d_key, d_score, length: {**_same_size(d_query, d_key), "g": jnp.array(10.0, jnp.float32)},
     ),
     "general": _score(general, lambda key, d_query, d_key, d_score, length: {"w": _normal(key, d_key, d_query, d_key)}),
     "additive": Score(

@@ -21,9 +21,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
+from seqjax import distributed
 from seqjax.averaging import average_checkpoints as average_checkpoints
 from seqjax.averaging import averaged_params, weight_average
 from seqjax.checkpoint import Checkpoints, Restored
@@ -286,6 +289,7 @@ def fit(
     directory: Path,
     evaluate: Callable[[PyTree], dict[str, float]] | None = None,
     tokens_per_step: int | Callable[[PyTree], int] = 0,
+    place: Callable[[PyTree], PyTree] | None = None,
     resume: bool = False,
     console: bool = True,
 ) -> State:
@@ -303,6 +307,7 @@ def fit(
       batches: ``(start, stop) -> iterator`` over the batches of steps start … stop-1.
       evaluate: ``params -> metrics`` on the validation split; gets the averaged weights where they are kept.
       tokens_per_step: for the tokens/s on screen; where batches differ, ``batch -> number``, counted on the host.
+      place: from `seqjax.sharding.place`, for a state that is spread over a mesh: it stays as it is laid out.
       resume: go on from the newest intact checkpoint in ``directory``, from the beginning if there is none.
 
     Raises:
@@ -315,15 +320,18 @@ def fit(
     check_hyper(hyper)
     if loop.patience is not None and evaluate is None:
         raise InputError(f"loop.patience={loop.patience} without evaluate; give evaluate, or leave out patience")
-    shapes = jax.eval_shape(train_step, state, next(iter(batches(0, 1))), hyper)[1]
-    meter = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    place = place or (lambda batch: batch)
+    shapes = jax.eval_shape(train_step, state, place(next(iter(batches(0, 1)))), hyper)[1]
+    update, everywhere = _compiled(train_step, state)
+    sums = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), shapes)
+    meter = jax.tree.map(partial(_number, 0.0), sums)
     template = jax.tree.map(_abstract, state)
     count_tokens = tokens_per_step if callable(tokens_per_step) else lambda _: tokens_per_step
     at = _Position(0, state, meter, 0.0, 0)
     with Checkpoints(directory / "checkpoints", keep=loop.keep) as checkpoints, sigterm() as stop:
         restored = checkpoints.restore(template) if resume else None
         if restored is not None:
-            at = _unpack(restored, meter)
+            at = _unpack(restored, sums)
         elif loop.on_nan == "rollback":
             checkpoints.save(0, *_pack(at))
         resumed = None if restored is None else at.step
@@ -331,7 +339,7 @@ def fit(
             with Reporter(directory, total_steps=loop.steps, resume_step=resumed, console=console) as reporter:
                 try:
                     return _pass(
-                        loop, train_step, hyper, at, batches, evaluate, count_tokens, checkpoints, reporter, stop
+                        loop, update, hyper, at, batches, place, evaluate, count_tokens, checkpoints, reporter, stop
                     )
                 except _RollbackRequest as request:
                     rollbacks = at.rollbacks + 1
@@ -339,7 +347,7 @@ def fit(
                         raise TrainingError(f"{request}; gave up after {ROLLBACKS} rollbacks") from None
                     restored = checkpoints.restore(template)
                     assert restored is not None, "a rollback always has the checkpoint of step 0"
-                    at = _unpack(restored, meter)._replace(rollbacks=rollbacks)
+                    at = _unpack(restored, sums)._replace(rollbacks=rollbacks)
                     resumed = at.step
                     reporter.note(f"{request}; back to step {at.step}, learning rate halved")
 
@@ -356,19 +364,47 @@ def _pack(at: _Position) -> tuple[State, dict]:
 
 def _unpack(restored: Restored, like: dict) -> _Position:
     pairs = restored.metadata.pop("meter")
-    meter = {name: tuple(map(jnp.asarray, pairs[name], (leaf.dtype for leaf in like[name]))) for name in like}
+    meter = {name: tuple(map(_number, pairs[name], like[name])) for name in like}
     best = _Best(**restored.metadata.pop("best", {}))  # checkpoints of earlier versions have none
     return _Position(restored.step, restored.tree, meter, best=best, **restored.metadata)
 
 
-@partial(jax.jit, static_argnames="train_step", donate_argnames=("state", "meter"))
-def _update(train_step, state, meter, batch, hyper):
+def _added(train_step, state, meter, batch, hyper):
     """One step; the sums of the metrics stay on the device, so that logging costs no transfer a step."""
     state, metrics = train_step(state, batch, hyper)
     return state, jax.tree.map(jnp.add, meter, metrics)
 
 
-def _pass(loop, train_step, hyper, at, batches, evaluate, count_tokens, checkpoints, reporter, stop) -> State:
+_update = jax.jit(_added, static_argnames="train_step", donate_argnames=("state", "meter"))
+
+
+def _compiled(train_step: Callable, state: State) -> tuple[Callable, NamedSharding | None]:
+    """`_update` for a state, and where its sums go. A state that is spread over a mesh stays as it is laid out."""
+    meshes = {leaf.sharding.mesh for leaf in jax.tree.leaves(state) if isinstance(leaf.sharding, NamedSharding)}
+    if not meshes:
+        return partial(_update, train_step), None
+    mesh: Any = meshes.pop()
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    own = jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
+    # What XLA would choose for the results is another type: the second step would be compiled again.
+    shardings = {"in_shardings": (*own, None, None), "out_shardings": own}
+    update = jax.jit(partial(_added, train_step), donate_argnums=(0, 1), **shardings)
+
+    def on_mesh(*arguments):
+        with jax.set_mesh(mesh):  # tells the kernels
+            return update(*arguments)
+
+    return on_mesh, everywhere
+
+
+def _number(value: float, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """A number on the devices of ``like``, which may be those of several processes."""
+    if like.sharding is None:
+        return jnp.asarray(value, like.dtype)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda _: np.asarray(value, like.dtype))
+
+
+def _pass(loop, update, hyper, at, batches, place, evaluate, count_tokens, checkpoints, reporter, stop) -> State:
     """Train from a position to the end; leaves by an exception for a rollback or a signal to stop."""
     step, state, meter, seconds, rollbacks, best = at
     if _out_of_patience(loop, best):
@@ -376,7 +412,7 @@ def _pass(loop, train_step, hyper, at, batches, evaluate, count_tokens, checkpoi
     hyper = hyper._replace(lr=hyper.lr * 0.5**rollbacks)
     began, logged, tokens = time.monotonic() - seconds, time.monotonic(), 0
     for batch in batches(step, loop.steps):
-        state, meter = _update(train_step, state, meter, batch, hyper)
+        state, meter = update(state, meter, place(batch), hyper)
         step += 1
         tokens += count_tokens(batch)
         last = step == loop.steps
@@ -398,7 +434,7 @@ def _pass(loop, train_step, hyper, at, batches, evaluate, count_tokens, checkpoi
             if loop.patience is not None:
                 best = _judge(loop, best, step, values)
         ended = last or _out_of_patience(loop, best)
-        stopping = stop.is_set() and not ended
+        stopping = not ended and (stop.is_set() or distributed.stopping(step))
         # The best one is saved at once, for later there are other weights.
         if step % loop.checkpoint_every == 0 or step == best.step or ended or stopping:
             # What is restored must come before the failure, even one that no log has told of yet.
@@ -465,6 +501,15 @@ def make_evaluate(evaluation: Evaluation) -> Callable[[PyTree], dict[str, float]
     return evaluate
 
 
+def save_run(directory: Path, setup: Setup, state: State, hyper: Hyper) -> None:
+    """Write a state as the checkpoint of a run: to be evaluated, to be sampled from, to be trained further by `fit`."""
+    metrics = jax.eval_shape(setup.train_step, state, next(iter(setup.batches(0, 1))), hyper)[1]
+    meter = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), metrics)
+    step = int(state.step)
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        checkpoints.save(step, *_pack(_Position(step, state, meter, 0.0, 0)))
+
+
 def best_params(directory: Path, template: State) -> PyTree:
     """The weights to use after a run of `fit`: of the best evaluation if it had ``patience``, else the newest ones.
 
@@ -488,9 +533,12 @@ def best_params(directory: Path, template: State) -> PyTree:
 
 @contextmanager
 def sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that the loop can save before it ends. Outside the main thread: never set."""
+    """An event that SIGTERM sets, so that the loop can save before it ends. Outside the main thread: never set.
+
+    Nor in one of several processes: there JAX has a handler, and `seqjax.distributed.stopping` tells of it.
+    """
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or jax.distributed.is_initialized():
         yield stop
         return
     previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -501,6 +549,8 @@ def sigterm() -> Iterator[threading.Event]:
 
 
 def summarise(directory: Path, values: dict[str, float]) -> None:
-    """Write ``summary.json`` and the learning curve of a finished run."""
+    """Write ``summary.json`` and the learning curve of a finished run; of several processes, the first does."""
+    if jax.process_index() > 0:
+        return
     (directory / "summary.json").write_text(json.dumps(values, indent=2) + "\n")
     learning_curve(directory)

@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from seqjax import positions
+from seqjax import attention, positions
 from seqjax.attention import MultiHead, init_multi_head, keys_values, merged, queries
 from seqjax.errors import InputError
 from seqjax.layers import affine
@@ -50,6 +51,14 @@ class Layer(NamedTuple):
     b_in: Array | None
     w_out: Array  # [F, D]
     b_out: Array | None
+
+
+NORM_AXES = P("embed"), P("embed")
+T5_AXES = P(None, "heads")
+AXES = Layer._make(
+    (attention.AXES, *NORM_AXES, *NORM_AXES, P("embed", "mlp"), P("mlp"), P("mlp", "embed"), P("embed"))
+)
+"""What the axes mean, see `seqjax.nn.logical_axes`; above, those of g and b of any norm, of the table of `init_t5`."""
 
 
 def init_layer(

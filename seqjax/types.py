@@ -28,5 +28,9 @@ PRNGKey = Key[Array, ""]
 Scalar = float | Float[Array, ""]
 PyTree = Any
 Params = Mapping[str, Any]  # what `purify` returns: a plain dict whose leaves are arrays or NamedTuples of arrays
+if TYPE_CHECKING:
+    Size = int
+else:
+    Size = Any  # of an axis: an int, or a letter where jax.export leaves it open
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "PRNGKey", "Params", "PyTree", "Scalar"]
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "PRNGKey", "Params", "PyTree", "Scalar", "Size"]

@@ -225,8 +225,8 @@ def test_memory_is_linear_and_an_eighth(monkeypatch):
 
 def test_small_ones_take_the_reference(monkeypatch):
     monkeypatch.setattr(seqjax.attention, "BLOCK", 256)
-    assert seqjax.attention._choose(1, 512) == "reference"
-    assert seqjax.attention._choose(64, 64) == "chunked"
+    assert not seqjax.attention._large(1, 512)
+    assert seqjax.attention._large(64, 64)
 
 
 # --- multi-head

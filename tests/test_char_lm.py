@@ -10,9 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
-from experiments import char_lm
+from experiments import char_lm, lm_runs
+from seqjax import export
 from seqjax.errors import InputError
 from seqjax.reporting import read_metrics
 
@@ -203,6 +206,29 @@ def test_sampling_refused(one_line, workplace, words, message):
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(workplace / name, Path("untrained"))
     assert message in one_line(*words.split())
+
+
+@pytest.mark.fast
+def test_export(workplace, tmp_path, capsys):
+    """Of a named run into a .zip, which writes what the run writes."""
+    capsys.readouterr()
+    assert main("export", workplace, "--to", tmp_path / "b.zip") == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"wrote {tmp_path / 'b.zip'}:\n  apply.stablehlo ")
+    assert f'seqjax.export.load_bundle("{tmp_path / "b.zip"}")' in out
+    bundle = export.load_bundle(tmp_path / "b.zip")
+    config, model, tokenizer, params = lm_runs.load(workplace, char_lm.Config)
+    assert bundle.about["experiment"] == "char_lm"
+    assert bundle.tokenizers == {"tokenizer": tokenizer}
+    tokens = tokenizer.encode("the fox")[None]
+    expected = jax.jit(lambda params, tokens: model.apply(params, tokens)[1])(params, tokens)
+    np.testing.assert_array_equal(bundle.functions["apply"](bundle.params, tokens), expected)
+
+
+def test_no_checkpoint_to_export(workplace, tmp_path, one_line):
+    for file in ("config.json", "tokenizer.json"):
+        shutil.copy(workplace / file, tmp_path)
+    assert "holds no checkpoint yet; train it further with" in one_line("export", tmp_path)
 
 
 def test_no_run_to_sample_from(tmp_path, monkeypatch, capsys):

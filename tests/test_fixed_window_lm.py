@@ -168,6 +168,11 @@ def test_sample(workplace, capsys):
     assert all(name.startswith("bn") for name in names)
 
 
+def test_export(workplace):
+    assert main("export", workplace) == 0
+    assert "apply.stablehlo" in {file.name for file in (workplace / "bundle").iterdir()}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

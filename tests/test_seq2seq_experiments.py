@@ -21,7 +21,7 @@ import pytest
 
 from experiments import g2p, seq2seq_runs, summarise, toy_seq2seq, translate
 from experiments.seq2seq_runs import Batching, Example, Model, Report, Search, Texts, Writer
-from seqjax import train
+from seqjax import decoding, export, train
 from seqjax.caching import Shared
 from seqjax.checkpoint import Checkpoints
 from seqjax.config import write_config
@@ -312,6 +312,25 @@ def test_n_best_with_scores(spoken, monkeypatch, capsys):
         assert any(score == pytest.approx(log_prob / (len(text.split()) + n), abs=1e-3) for n in (0, 1))
 
 
+def test_export(spoken, capsys):
+    """The newest run, into its own directory; a bundle reads a word and writes its sounds as the run does."""
+    capsys.readouterr()
+    assert main(g2p, "export") == 0
+    assert capsys.readouterr().out.startswith(f"wrote {spoken.run / 'bundle'}:\n  apply.stablehlo ")
+    bundle = export.load_bundle(spoken.run / "bundle")
+    config, writer = seq2seq_runs.load(spoken.run, g2p.Config)
+    assert bundle.tokenizers == {"source_tokenizer": writer.texts.source, "target_tokenizer": writer.texts.target}
+    source = np.append(writer.texts.source.encode("word"), EOS)[None].astype(np.int32)
+    lengths, length = np.array([source.size], np.int32), config.batches.max_target
+    step, read = bundle.functions["step"], bundle.functions["read"](bundle.params, source, lengths)
+    expected = writer.model.read(writer.params, source, lengths, max_length=length)
+    ours, theirs = (
+        decoding.greedy(*arguments, max_length=length, eos=EOS).tokens
+        for arguments in ((step, bundle.params, *read), (writer.model.step, writer.params, *expected))
+    )
+    np.testing.assert_array_equal(ours, theirs)
+
+
 def test_interactive(spoken, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("One\r\ntwo\n \nnever\n"))
     capsys.readouterr()
@@ -366,7 +385,8 @@ def one_line(capsys):
         (translate, "predict --output nowhere/x.txt", "output=nowhere/x.txt: no file can be written there"),
         (translate, "evaluate --average 0", "average=0; it must be at least 1"),
         (translate, "interactive --n_best 0", "n_best=0; it must be at least 1"),
-        (translate, "evaluate --run nowhere", "nowhere: No such file or directory; name a run directory"),
+        (translate, "export --max_length 0", "max_length=0; it must be at least 1"),
+        (translate, "evaluate nowhere", "nowhere: No such file or directory; name a run directory"),
         (translate, "evaluate --run bare", "bare/source_tokenizer.json: cannot read the tokenizer"),
     ],
 )
@@ -531,7 +551,7 @@ def copier(n_words):
     def step(params, state, tokens):
         return look(state._replace(place=state.place + 1))
 
-    return Model(lambda key: (), lambda params: None, read, step)
+    return Model(lambda key: (), lambda params: None, read, step, dict)
 
 
 SOURCES = ["we show foo", "", "nets bar learn foo bar we show that", "bar", " \t", "that foo nets", "foo baz qux"]

@@ -109,6 +109,9 @@ class PairBuckets:
     A source too long for the last bucket is cut, and ends with `<eos>`; a target is cut before its `<eos>`, so that
     nothing is learned about its end. `cut_sources` and `cut_targets` count those among `pairs`.
 
+    For several devices and processes each batch gets rows that fill it up to a `multiple`, and is read in part:
+    `rows(n)` [m] says which of its n rows, as `seqjax.sharding.local_rows` does. The pairs of a step stay the same.
+
     Raises InputError if there are no pairs, the seed is negative, or the shapes do not grow.
 
     >>> pairs = [([4, 5], [6]), ([7], [8, 9])]
@@ -126,13 +129,15 @@ class PairBuckets:
         *,
         seed: int,
         encode: Callable[[int], Sequence[Pair]] | None = None,
+        multiple: int = 1,
+        rows: Callable[[int], np.ndarray] = np.arange,
     ):
         if seed < 0:
             raise InputError(f"seed: {seed} is negative; give 0 or more.")
         self.shapes, self.seed = tuple(shapes), seed
         self.steps_per_epoch = len(_cut(_bucket_of(pairs, shapes), np.arange(len(pairs)), shapes))
         self.cut_sources, self.cut_targets = count_cut(pairs, shapes)
-        self._encode = encode or (lambda epoch: pairs)
+        self._encode, self._multiple, self._rows = encode or (lambda epoch: pairs), multiple, rows
         self._latest = (-1, [], [])  # what the last batch needed, since the next one will be of the same epoch
 
     def __getitem__(self, step: int) -> PairBatch:
@@ -144,7 +149,9 @@ class PairBuckets:
             self._latest = (epoch, *self._epoch(epoch))
         _, pairs, plan = self._latest
         bucket, rows = plan[index % len(plan)]
-        return _batch([pairs[row] for row in rows], self.shapes[bucket])
+        n_rows, n_source, n_target = self.shapes[bucket]
+        mine = self._rows(n_rows + -n_rows % self._multiple)
+        return _batch([pairs[row] for row in rows[mine[mine < len(rows)]]], (len(mine), n_source, n_target))
 
     def _epoch(self, epoch: int) -> tuple[Sequence[Pair], list[tuple[int, np.ndarray]]]:
         """The pairs of an epoch and its batches in order, each a bucket and rows."""

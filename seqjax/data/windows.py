@@ -9,7 +9,7 @@ beginning.
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -47,6 +47,9 @@ class BPTTWindows:
 
     `tokens` [n] may be memory-mapped; only the windows asked for are read.
 
+    With `rows`, a batch of n rows is read in part: `rows(n)` [m] says which, as `seqjax.sharding.local_rows` does for
+    one of several processes.
+
     Raises InputError if the corpus is too short for one window.
 
     >>> windows = BPTTWindows(np.arange(4, 12), batch_size=2, window=2, seed=0)
@@ -56,7 +59,15 @@ class BPTTWindows:
     ([[4, 5], [6, 7]], [[5, 6], [7, 8]])
     """
 
-    def __init__(self, tokens: np.ndarray, *, batch_size: int, window: int, seed: int):
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        *,
+        batch_size: int,
+        window: int,
+        seed: int,
+        rows: Callable[[int], np.ndarray] = np.arange,
+    ):
         _check_sizes(batch_size, window)
         if seed < 0:
             raise InputError(f"seed: {seed} is negative; give 0 or more.")
@@ -68,6 +79,7 @@ class BPTTWindows:
         self.tokens = np.asarray(tokens)
         self.batch_size, self.window, self.seed = batch_size, window, seed
         self.steps_per_epoch = (len(tokens) - 1) // (batch_size * window)
+        self._rows = rows(batch_size)
 
     def __getitem__(self, step: int) -> Batch:
         step = operator.index(step)
@@ -75,7 +87,7 @@ class BPTTWindows:
             raise IndexError(f"step {step} is negative")
         epoch, index = divmod(step, self.steps_per_epoch)
         stream = self.steps_per_epoch * self.window
-        rows = np.arange(self.batch_size)[:, None] * stream
+        rows = self._rows[:, None] * stream
         places = self._start(epoch) + rows + index * self.window + np.arange(self.window)
         places %= len(self.tokens) - 1
         return _batch(self.tokens, places, np.ones(places.shape, bool), first=index == 0)

@@ -260,7 +260,7 @@ def _cut(x, axis, i, size):
 def _add(total, part, starts):
     """total with part added at `starts`, axis -> index; an axis of length 1 begins at 0."""
     zero = jnp.int32(0)
-    index = [starts.get(axis, zero) if size > 1 else zero for axis, size in enumerate(total.shape)]
+    index = [starts.get(axis, zero) if size != 1 else zero for axis, size in enumerate(total.shape)]
     block = lax.dynamic_slice(total, index, part.shape)
     return lax.dynamic_update_slice(total, block + part.astype(total.dtype), index)
 

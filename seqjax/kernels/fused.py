@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from seqjax.cells import Cell
-from seqjax.kernels.rules import chunk_length
+from seqjax.kernels.rules import chunk_length, spread
 from seqjax.kernels.stepping import (
     add,
     add_bias,
@@ -221,7 +221,7 @@ _recurrence.defvjp(_recurrence_fwd, _recurrence_bwd)
 
 def _projection_gradients(cell: Cell, params, xs: Float[Array, "T B D"], dzx: Float[Array, "T B n"]):
     """The gradients of params and xs through ``project``."""
-    rows = flat(xs)
+    rows = _flat(xs)
     _, pull = jax.vjp(functools.partial(project, cell), params, rows)
     dparams, dxs = pull(dzx.reshape(rows.shape[:-1] + dzx.shape[-1:]))
     return dparams, dxs.reshape(xs.shape)
@@ -229,8 +229,13 @@ def _projection_gradients(cell: Cell, params, xs: Float[Array, "T B D"], dzx: Fl
 
 def _weight_gradient(left, w: Float[Array, "n m"], cotangent: Float[Array, "T B m"]):
     """dw = Σ_tb leftᵀ cotangent, as JAX transposes the product: right under shard_map and Explicit meshes too."""
-    left = flat(left)
+    left = _flat(left)
     return jax.vjp(lambda w: product(left, w), w)[1](cotangent.reshape(left.shape[:-1] + cotangent.shape[-1:]))[0]
+
+
+def _flat(xs: Float[Array, "T B n"]) -> Array:
+    """All steps of all rows on one axis, unless the rows are on several devices: XLA would gather them first."""
+    return xs if spread() else flat(xs)
 
 
 def _rows(vector: Float[Array, "*n"], like: Float[Array, "B m"]) -> Float[Array, "B *n"]:

@@ -24,6 +24,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from seqjax.errors import InputError
+from seqjax.kernels.rules import spread
 from seqjax.types import Array
 
 # Measured on two cores with the shapes of experiments/bench/linear_cross_entropy.py: 64 tokens a chunk took 9 % longer
@@ -55,7 +56,8 @@ def linear_cross_entropy(
     then (Liger Kernel, Hsu et al. 2024): three products, and memory for the logits of 128 tokens. The products run in
     the dtype of ``hidden`` and add up in float32 at least, as does everything else. All of it can be mapped and
     sharded, and there are gradients of every argument, ``where`` included, but no forward mode (jvp). Over a batch that
-    is sharded, the gradient of the table is summed for each chunk; under ``shard_map``, once.
+    is sharded, the gradient of the table is summed for each chunk; under ``shard_map``, once. The words of the table,
+    too, can be on several devices (``jax.set_mesh``): of each token a few sums and a vector [D] are exchanged.
 
     Args:
       hidden: ``[..., D]``. Where ``where`` is 0 it may be anything, NaN included.
@@ -104,8 +106,12 @@ def count_chunks(tokens: int, vocabulary: int) -> tuple[int, int]:
 
 
 def _cut(hidden: Array, table: Array) -> tuple[int, int]:
-    """`count_chunks`, with as many tokens of each chunk on every device of a mesh with Explicit axes."""
+    """`count_chunks`, with as many tokens of each chunk on every device of a mesh with Explicit axes.
+
+    On a mesh with Auto axes, words may be on several devices: they are not cut further.
+    """
     n, blocks = count_chunks(len(hidden), len(table))
+    blocks = 1 if spread() else blocks
     sharding = jax.typeof(hidden).sharding
     axes = sharding.spec[0]
     if axes is not None:
@@ -199,22 +205,29 @@ def _gradients(logits, lse, hidden, matrix, gradients, index, weight, smoothing,
     scale = (weight * (1 + 2 * z * lse))[:, None]
     true, uniform = (weight * (1 - smoothing))[:, None], (weight * smoothing / vocabulary)[:, None]
 
-    def block(i, state):
+    def of_block(begin, fresh, logits, rows, state):
+        """What a block of words adds to the gradients, from the word ``fresh`` on."""
         dhidden, dtable, dbias = state
-        # The last block may begin inside the one before it: its first words are then done.
-        begin = jnp.minimum(i * size, vocabulary - size)
-        words = (begin + jnp.arange(size, dtype=jnp.int32))[None]
-        p = jnp.exp(lax.dynamic_slice_in_dim(logits, begin, size, 1) - lse[:, None])
+        words = (begin + jnp.arange(len(rows), dtype=jnp.int32))[None]
+        p = jnp.exp(logits - lse[:, None])
         dlogits = scale * p - uniform - jnp.where(words == index[:, None], true, 0)
-        dlogits = jnp.where(words >= i * size, dlogits, 0)
+        dlogits = jnp.where(words >= fresh, dlogits, 0)
         low = dlogits.astype(matrix.dtype)
-        rows = lax.dynamic_slice_in_dim(matrix, begin, size)
         dhidden = dhidden + _dot(low, rows, 1, 0, dhidden)
         dtable = _add(dtable, _dot(low, hidden, 0, 0, dtable), begin)
         dbias = None if dbias is None else _add(dbias, jnp.sum(dlogits, 0), begin)
         return dhidden, dtable, dbias
 
+    def block(i, state):
+        # The last block may begin inside the one before it: its first words are then done.
+        begin = jnp.minimum(i * size, vocabulary - size)
+        logits_i, rows = lax.dynamic_slice_in_dim(logits, begin, size, 1), lax.dynamic_slice_in_dim(matrix, begin, size)
+        return of_block(begin, i * size, logits_i, rows, state)
+
     start = jnp.zeros_like(hidden, dtype=logits.dtype)
+    if blocks == 1:  # nothing is cut: a table whose words are on several devices would have to be gathered
+        dhidden, *gradients = of_block(0, 0, logits, matrix, (start, *gradients))
+        return dhidden, tuple(gradients)
     dhidden, *gradients = lax.fori_loop(np.int32(0), np.int32(blocks), block, (start, *gradients))
     return dhidden, tuple(gradients)
 
@@ -239,7 +252,9 @@ def _dot(a: Array, b: Array, axis_a: int, axis_b: int, like: Array) -> Array:
     )
 
 
-def _add(whole: Array, part: Array, begin: Array) -> Array:
+def _add(whole: Array, part: Array, begin: Array | int) -> Array:
+    if len(part) == len(whole):
+        return whole + part
     old = lax.dynamic_slice_in_dim(whole, begin, len(part))
     return lax.dynamic_update_slice_in_dim(whole, old + part, begin, 0)
 

@@ -6,7 +6,7 @@ from jax import lax
 
 from seqjax.cells import Cell
 from seqjax.kernels.rules import steps_per_iteration
-from seqjax.types import Array, Bool, Float, PyTree
+from seqjax.types import Array, Bool, Float, PyTree, Size
 
 MATRICES = ("w_x", "w_h", "w_g", "w_o")
 
@@ -104,12 +104,12 @@ def replacing_scan(
         row = load(jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, following, keepdims=False), rows))
         return (state, row, rows), out
 
-    first = load(jax.tree.map(lambda a: a[steps - 1 if reverse else 0], rows))
+    first = load(jax.tree.map(lambda a: a[-1 if reverse else 0], rows))
     (state, _, rows), outs = lax.scan(step, (state, first, rows), (jnp.arange(steps), inputs), reverse=reverse)
     return state, rows, outs
 
 
-def in_chunks(run, state: PyTree, inputs: PyTree, marks: PyTree, every: int, reverse: bool) -> tuple[PyTree, PyTree]:
+def in_chunks(run, state: PyTree, inputs: PyTree, marks: PyTree, every: Size, reverse: bool) -> tuple[PyTree, PyTree]:
     """Run over chunks of ``every`` steps and a shorter last one: ``state, (outs, mark) = run(state, inputs, mark)``.
 
     Leaves of ``inputs`` and ``outs`` have a row for each step, ``marks`` one for each chunk.
@@ -156,5 +156,5 @@ def recomputed(whole, carry: PyTree, inputs: tuple, every: int, reverse: bool):
     return carry, ys
 
 
-def _length(tree: PyTree) -> int:
+def _length(tree: PyTree) -> Size:
     return jax.tree.leaves(tree)[0].shape[0]

@@ -19,12 +19,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from seqjax.errors import InputError
 from seqjax.layers import dropout as apply_dropout
 from seqjax.nn import Dense, Embed
 from seqjax.normalization import layer_norm
-from seqjax.types import Array, Float, Int, PRNGKey, Scalar
+from seqjax.types import Array, Float, Int, PRNGKey, Scalar, Size
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,13 @@ class Fuse(nnx.Module):
 
     def __init__(self, d_in: int, config: Config, dilation: int, *, rngs: nnx.Rngs):
         self.width, self.dilation = config.fuse, dilation
-        self.dense = Dense(config.fuse * d_in, config.d_hidden, rngs=rngs)
+        self.dense = Dense(config.fuse * d_in, config.d_hidden, outputs="mlp", rngs=rngs)
         self.g = nnx.Param(jnp.ones(config.d_hidden)) if config.norm else None
+
+    @property
+    def axes(self) -> dict[str, P]:
+        """See `seqjax.nn.logical_axes`."""
+        return {"g": P("mlp")}
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B T H"]:
         """T = S - (k - 1) d: only whole windows give an output."""
@@ -78,7 +84,7 @@ class FixedWindowLM(nnx.Module):
         sizes = [config.d_embed] + [config.d_hidden] * config.n_layers
         self.embed = Embed(vocab_size, config.d_embed if config.n_layers else vocab_size, rngs=rngs)
         self.layers = nnx.List([Fuse(sizes[i], config, config.fuse**i, rngs=rngs) for i in range(config.n_layers)])
-        self.out = Dense(config.d_hidden, vocab_size, rngs=rngs) if config.n_layers else None
+        self.out = Dense(config.d_hidden, vocab_size, outputs="vocab", rngs=rngs) if config.n_layers else None
 
     def __call__(
         self,
@@ -99,7 +105,7 @@ class FixedWindowLM(nnx.Module):
                 x = apply_dropout(jax.random.fold_in(key, i), x, dropout)
         return _last(read, self.config.window, lengths), x if self.out is None else self.out(x)
 
-    def init_state(self, batch: int) -> Int[Array, "B n"]:
+    def init_state(self, batch: Size) -> Int[Array, "B n"]:
         """The decoding state before the first token: a window of padding."""
         return jnp.zeros((batch, self.config.window), jnp.int32)
 

@@ -25,7 +25,7 @@ from seqjax.cells import CELLS
 from seqjax.errors import InputError
 from seqjax.layers import dropout as apply_dropout
 from seqjax.nn import Dense, Embed, Recurrent
-from seqjax.types import Array, Bool, Float, Int, PRNGKey, Scalar
+from seqjax.types import Array, Bool, Float, Int, PRNGKey, Scalar, Size
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class RNNLM(nnx.Module):
         self.config = config
         self.embed = Embed(vocab_size, config.d_embed, rngs=rngs)
         self.rnn = Recurrent(CELLS[config.cell], config.d_embed, config.d_hidden, config.n_layers, rngs=rngs)
-        self.out = None if config.tied else Dense(config.d_hidden, vocab_size, rngs=rngs)
+        self.out = None if config.tied else Dense(config.d_hidden, vocab_size, outputs="vocab", rngs=rngs)
 
     def __call__(
         self,
@@ -113,7 +113,7 @@ class RNNLM(nnx.Module):
         """The output layer."""
         return self.embed.attend(h) if self.out is None else self.out(h)
 
-    def init_state(self, batch: int) -> tuple:
+    def init_state(self, batch: Size) -> tuple:
         """The decoding state before the first token: a carry for each layer."""
         return self.rnn.initial(jnp.zeros((batch, self.config.d_embed), self.config.dtype))
 

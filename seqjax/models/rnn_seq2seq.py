@@ -33,7 +33,7 @@ from seqjax.scores import SCORES
 from seqjax.seq2seq import last_output, pointer_generator, scheduled_inputs
 from seqjax.text import SOS, UNK
 from seqjax.transformer import dropper
-from seqjax.types import Array, Float, Int, PRNGKey, PyTree, Scalar
+from seqjax.types import Array, Float, Int, PRNGKey, PyTree, Scalar, Size
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class RNNSeq2Seq(nnx.Module):
         options = {"d_score": config.d_attention, "longest": config.longest, "coverage": config.coverage}
         self.attention = None if config.attention == "none" else Attention(config.attention, h, h, **options, rngs=rngs)
         self.merge = Dense(2 * h, h, rngs=rngs)
-        self.out = Dense(h, target_vocab, rngs=rngs) if config.tied == "none" else None
+        self.out = Dense(h, target_vocab, outputs="vocab", rngs=rngs) if config.tied == "none" else None
         self.gate = Dense(2 * h + config.d_embed, 1, rngs=rngs) if config.copy else None
 
     def __call__(
@@ -164,7 +164,7 @@ class RNNSeq2Seq(nnx.Module):
             reading = self._read(memory, xs, hs, None)
         return reading.weights, self._scores(memory, reading._replace(attentional=drop(reading.attentional)))
 
-    def init_state(self, batch: int, max_length: int | None = None) -> State:
+    def init_state(self, batch: Size, max_length: int | None = None) -> State:
         """The decoding state of an empty source; the length of what will be written does not matter."""
         return self._begin(jnp.zeros((batch, 1), jnp.int32), jnp.zeros(batch, jnp.int32))
 

@@ -11,16 +11,18 @@ Every token sees itself and the `context` - 1 tokens before it. W is Eᵀ when `
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from seqjax import attention, caching, transformer
 from seqjax.errors import InputError
+from seqjax.kernels.rules import at_least
 from seqjax.nn import Dense, Embed
 from seqjax.transformer import Style, attend_within, dropper, feed_forward, init_layer_of, init_norm, normalize
-from seqjax.types import Array, Bool, Float, Int, PRNGKey, Scalar
+from seqjax.types import Array, Bool, Float, Int, PRNGKey, Scalar, Size
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,15 @@ class TransformerLM(nnx.Module):
         self.layers = nnx.List([nnx.Param(init_layer_of(config, rngs.params(), gain)) for _ in range(config.n_layers)])
         g, b = init_norm(config.style, config.d_model, bias=config.bias) if config.norm_place == "pre" else (None, None)
         self.g, self.b = None if g is None else nnx.Param(g), None if b is None else nnx.Param(b)
-        self.out = None if config.tied else Dense(config.d_model, vocab_size, rngs=rngs)
+        self.out = None if config.tied else Dense(config.d_model, vocab_size, outputs="vocab", rngs=rngs)
         learned, t5 = config.positions == "learned", config.positions == "t5"
-        self.learned = Embed(config.context, config.d_model, rngs=rngs) if learned else None
+        self.learned = Embed(config.context, config.d_model, rows="position", rngs=rngs) if learned else None
         self.table = nnx.Param(transformer.init_t5(rngs.params(), config.n_heads)) if t5 else None
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """See `seqjax.nn.logical_axes`."""
+        return {"layers": transformer.AXES, "g": P("embed"), "b": P("embed"), "table": transformer.T5_AXES}
 
     def __call__(
         self,
@@ -109,10 +116,9 @@ class TransformerLM(nnx.Module):
             raise InputError("a Transformer carries no state from call to call; use prefill to go on from one")
         t = tokens.shape[1]
         segments = None if resets is None else jnp.cumsum(resets, axis=1, dtype=jnp.int32)
-        options = {
-            "segment_ids": segments,
-            **({"causal": True} if t <= self.config.context else {"window": self.config.context}),
-        }
+        # A length that jax.export leaves open may be longer than the window.
+        whole = at_least(t, self.config.context + 1) is False
+        options = {"segment_ids": segments, **({"causal": True} if whole else {"window": self.config.context})}
 
         def attend(i, q, k, v, **bias):
             return attention.dot_product_attention(q, k, v, **options, **bias)
@@ -120,11 +126,11 @@ class TransformerLM(nnx.Module):
         at = jnp.arange(t, dtype=jnp.int32)
         return (), self.scores(self._hidden(tokens, at, attend, dropout, key))
 
-    def initial_carry(self, batch: int) -> tuple:
+    def initial_carry(self, batch: Size) -> tuple:
         """What training carries from one window to the next: nothing."""
         return ()
 
-    def init_state(self, batch: int) -> State:
+    def init_state(self, batch: Size) -> State:
         """The decoding state before the first token."""
         config = self.config
         sizes = config.n_kv_heads or config.n_heads, config.context, config.d_model // config.n_heads

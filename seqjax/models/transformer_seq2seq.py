@@ -15,7 +15,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ from seqjax.transformer import (
     normalize,
     sublayer,
 )
-from seqjax.types import Array, Float, Int, PRNGKey, Scalar
+from seqjax.types import Array, Float, Int, PRNGKey, Scalar, Size
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,22 @@ class TransformerSeq2Seq(nnx.Module):
         self.decoder = nnx.List([nnx.Param(_init_decoder_layer(config, rngs.params())) for _ in range(n_decoder)])
         n_norms = 2 if config.norm_place == "pre" else 0  # at the end of the encoder and of the decoder
         self.norms = nnx.List([nnx.Param(init_norm(config.style, d, bias=config.bias)) for _ in range(n_norms)])
-        self.out = Dense(d, target_vocab, rngs=rngs) if config.tied == "none" else None
-        self.learned = Embed(config.context, d, rngs=rngs) if config.positions == "learned" else None
+        self.out = Dense(d, target_vocab, outputs="vocab", rngs=rngs) if config.tied == "none" else None
+        learned = config.positions == "learned"
+        self.learned = Embed(config.context, d, rows="position", rngs=rngs) if learned else None
         n_tables = 2 if config.positions == "t5" else 0
         self.tables = nnx.List([nnx.Param(transformer.init_t5(rngs.params(), config.n_heads)) for _ in range(n_tables)])
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """See `seqjax.nn.logical_axes`."""
+        decoder = DecoderLayer._make((transformer.AXES, attention.AXES, *transformer.NORM_AXES))
+        return {
+            "encoder": transformer.AXES,
+            "decoder": decoder,
+            "norms": transformer.NORM_AXES,
+            "tables": transformer.T5_AXES,
+        }
 
     def __call__(
         self,
@@ -150,7 +162,7 @@ class TransformerSeq2Seq(nnx.Module):
         logits = self._decode(inputs, at, attend, cross, dropout, keys[1])
         return jnp.mean(seen[-1], axis=1), logits
 
-    def init_state(self, batch: int, max_length: int | None = None) -> State:
+    def init_state(self, batch: Size, max_length: int | None = None) -> State:
         """The decoding state before the source is read, with room for ``max_length`` tokens."""
         config = self.config
         sizes = config.n_kv_heads or config.n_heads, max_length or config.context, config.d_model // config.n_heads
