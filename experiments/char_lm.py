@@ -5,6 +5,7 @@
     python -m experiments.char_lm train nanogpt_cpu --data.path input.txt
     python -m experiments.char_lm evaluate             # the newest run, or --run DIR
     python -m experiments.char_lm sample --prompt "ROMEO:" --temperature 0.7
+    python -m experiments.char_lm export RUN           # a bundle, which runs without this code
 
 Any UTF-8 text is a corpus (``--data.path FILE``), of any size: tokens are memory-mapped. Results and times are in
 experiments/README.md.

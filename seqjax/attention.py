@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 from seqjax.errors import InputError
 from seqjax.kernels.attention import BLOCK, Fixed, Inputs, Static, chunked, kept, scores
 from seqjax.kernels.attention import softmax as softmax
-from seqjax.kernels.rules import at_least, branch
-from seqjax.layers import affine, flat
+from seqjax.kernels.rules import at_least, branch, spread
+from seqjax.layers import affine
 from seqjax.scores import SCORES as SCORES
 from seqjax.scores import Score as Score
 from seqjax.scores import additive as additive
@@ -217,9 +217,12 @@ def merged(params: MultiHead, y: Float[Array, "B T N H"]) -> Float[Array, "B T D
 
 
 def _split(x, w, b):
-    """x w + b for a matrix [D, …] whose columns have several axes: to merge those would undo how they are sharded."""
-    y = jnp.tensordot(flat(x), w.astype(x.dtype), 1).reshape(*x.shape[:2], *w.shape[1:])
-    return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
+    """x w + b for a matrix [D, …] whose columns have several axes."""
+    if spread():  # to merge the axes would undo how they are split over devices; on one it is faster
+        y = jnp.tensordot(x, w.astype(x.dtype), 1)
+        return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
+    y = affine(x, w.reshape(w.shape[0], -1), None if b is None else b.reshape(-1))
+    return y.reshape(*x.shape[:2], *w.shape[1:])
 
 
 def multi_head_attention(

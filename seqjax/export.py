@@ -12,9 +12,10 @@ Every function is ``(params, *arguments) -> results`` over plain dicts, lists an
 Flax nor the models, and `seqjax.decoding` takes a bundle's ``step``.
 
 A program with open sizes makes its choices by size when it is compiled (`seqjax.kernels.rules`). So it computes what
-the model does, and on the machine that wrote it gives the same bits; two things differ. A recurrence is not cut into
-chunks. And XLA may fuse the ``prefill`` of a Transformer otherwise, which then differs by rounding. Choices by backend
-are those of the machine that writes the bundle.
+the model does, and on the machine that wrote it gives the same bits, but for rounding in two places: XLA may fuse the
+``prefill`` of a Transformer otherwise; and attention of more than 256 queries to fewer keys, or of fewer to more, pads
+both sides to whole blocks. A recurrence is not cut into chunks. Choices by backend are those of the machine that writes
+the bundle.
 """
 
 import hashlib
@@ -253,7 +254,7 @@ def _limits(**most: int | None) -> tuple[str, ...]:
 def save_bundle(
     to: str | os.PathLike,
     functions: Mapping[str, Function],
-    params: Params,
+    params: PyTree,
     *,
     files: Iterable[Path] = (),
     about: Mapping[str, Any] | None = None,
@@ -303,7 +304,7 @@ def save_bundle(
     return {name: len(data) for name, data in content.items()}
 
 
-def _exported(function: Function, form: Params):
+def _exported(function: Function, form: PyTree):
     """The program: its params are a dict by dotted names, as they are in the file."""
     named = flatten(form)
 
@@ -331,7 +332,7 @@ def _described(aval) -> str:
     return f"{aval.dtype.name}[{', '.join(map(str, aval.shape))}]"
 
 
-def _save_params(params: Params) -> bytes:
+def _save_params(params: PyTree) -> bytes:
     from safetensors.numpy import save
 
     # Not ascontiguousarray, which gives scalars an axis.

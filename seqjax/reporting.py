@@ -232,7 +232,7 @@ def _values(values: Mapping[str, SupportsFloat]) -> str:
     return "  ".join(f"{x:,.0f} {name}" if name.endswith("/s") else f"{name} {_number(x)}" for name, x in pairs)
 
 
-def _number(x: float) -> str:
+def _number(x: int | float) -> str:
     if isinstance(x, int):
         return f"{x:,}"
     return f"{x:.3f}" if x == 0 or 0.01 <= abs(x) < 1e4 else f"{x:.3g}"

@@ -369,26 +369,26 @@ def _unpack(restored: Restored, like: dict) -> _Position:
     return _Position(restored.step, restored.tree, meter, best=best, **restored.metadata)
 
 
-def _added(train_step, state, meter, batch, hyper):
+def _update(train_step, state, meter, batch, hyper):
     """One step; the sums of the metrics stay on the device, so that logging costs no transfer a step."""
     state, metrics = train_step(state, batch, hyper)
     return state, jax.tree.map(jnp.add, meter, metrics)
 
 
-_update = jax.jit(_added, static_argnames="train_step", donate_argnames=("state", "meter"))
+_jitted = jax.jit(_update, static_argnames="train_step", donate_argnames=("state", "meter"))
 
 
 def _compiled(train_step: Callable, state: State) -> tuple[Callable, NamedSharding | None]:
     """`_update` for a state, and where its sums go. A state that is spread over a mesh stays as it is laid out."""
     meshes = {leaf.sharding.mesh for leaf in jax.tree.leaves(state) if isinstance(leaf.sharding, NamedSharding)}
     if not meshes:
-        return partial(_update, train_step), None
+        return partial(_jitted, train_step), None
     mesh: Any = meshes.pop()
     everywhere = NamedSharding(mesh, PartitionSpec())
     own = jax.tree.map(lambda leaf: leaf.sharding, state), everywhere
     # What XLA would choose for the results is another type: the second step would be compiled again.
     shardings = {"in_shardings": (*own, None, None), "out_shardings": own}
-    update = jax.jit(partial(_added, train_step), donate_argnums=(0, 1), **shardings)
+    update = jax.jit(partial(_update, train_step), donate_argnums=(0, 1), **shardings)
 
     def on_mesh(*arguments):
         with jax.set_mesh(mesh):  # tells the kernels

@@ -217,7 +217,7 @@ def test_export(workplace, tmp_path, capsys):
     assert out.startswith(f"wrote {tmp_path / 'b.zip'}:\n  apply.stablehlo ")
     assert f'seqjax.export.load_bundle("{tmp_path / "b.zip"}")' in out
     bundle = export.load_bundle(tmp_path / "b.zip")
-    config, model, tokenizer, params = lm_runs.load(workplace, char_lm.Config)
+    _, model, tokenizer, params = lm_runs.load(workplace, char_lm.Config)
     assert bundle.about["experiment"] == "char_lm"
     assert bundle.tokenizers == {"tokenizer": tokenizer}
     tokens = tokenizer.encode("the fox")[None]

@@ -313,9 +313,9 @@ def test_n_best_with_scores(spoken, monkeypatch, capsys):
 
 
 def test_export(spoken, capsys):
-    """The newest run, into its own directory; a bundle reads a word and writes its sounds as the run does."""
+    """Into the run's own directory; a bundle reads a word and writes its sounds as the run does."""
     capsys.readouterr()
-    assert main(g2p, "export") == 0
+    assert main(g2p, "export", spoken.run) == 0
     assert capsys.readouterr().out.startswith(f"wrote {spoken.run / 'bundle'}:\n  apply.stablehlo ")
     bundle = export.load_bundle(spoken.run / "bundle")
     config, writer = seq2seq_runs.load(spoken.run, g2p.Config)

@@ -198,9 +198,22 @@ def compiled(
 
 def start_all(plan: Plan, setup: Setup, keys: jax.Array, hypers: Any, batch: PyTree) -> Member:
     """Each member before its first step, with the bits of a run of its own."""
-    plan = plan._replace(chunk=1)
-    keys, hypers = jax.device_put((keys, hypers), plan.sharding)
-    return compiled(start, (setup.init, setup.train_step), plan, keys, hypers, batch, mapped=2)(keys, hypers, batch)
+    alone = Plan(1)
+    shares = [
+        compiled(start, (setup.init, setup.train_step), alone, *share, batch, mapped=2)(*share, batch)
+        for share in _split((keys, hypers), plan.devices)
+    ]
+    if plan.mesh is None:
+        return shares[0]
+    # All from the program of one device, since it runs only once: a program for each would take longer to compile.
+    placed = map(jax.device_put, shares, plan.mesh.devices.flat)
+    return jax.tree.map(partial(_joined, plan.sharding), *placed)
+
+
+def _split(tree: PyTree, n: int) -> list[PyTree]:
+    """n equal parts of the leading axis."""
+    size = jax.tree.leaves(tree)[0].shape[0] // n
+    return [jax.tree.map(lambda a, i=i: a[i * size : (i + 1) * size], tree) for i in range(n)]
 
 
 def advance_all(plan: Plan, setup: Setup, members: Member, batches: PyTree, *, own: bool) -> Member:

@@ -21,7 +21,7 @@ from seqjax.study import engine
 from seqjax.study.engine import Member, Plan
 from seqjax.study.standings import Result, Standings
 from seqjax.train import Evaluation, Hyper, Loop, Setup, State, averages, check_hyper, sigterm
-from seqjax.types import PRNGKey, PyTree
+from seqjax.types import PyTree
 
 STEPS_PER_CALL = 100  # at most; more would gain nothing and delay reports
 
@@ -85,7 +85,7 @@ class _Now(NamedTuple):
 def run_study(
     config: Study,
     hypers: Hyper,
-    keys: PRNGKey,
+    keys: jax.Array,
     *,
     setup: Setup,
     loop: Loop,
@@ -207,7 +207,7 @@ def _numbered(shown: dict[int, dict], first: int) -> dict[int, dict]:
     return {first + i: values for i, values in shown.items()}
 
 
-def _checked(hypers: Hyper, keys: PRNGKey) -> tuple[Hyper, int]:
+def _checked(hypers: Hyper, keys: jax.Array) -> tuple[Hyper, int]:
     """Numbers of all members, ``[K]`` each, and K."""
     if np.ndim(keys) != 1 or not len(keys):
         raise InputError(f"keys: shape {np.shape(keys)}; give one key for each member, as jax.random.split does.")
@@ -352,7 +352,7 @@ def _even(share: int, chunk: int | None) -> int | None:
 # --- the parts of the loop
 
 
-def _begin(plan: Plan, setup: Setup, hypers: Hyper, keys: PRNGKey, stream: _Stream, loop: Loop) -> _Now:
+def _begin(plan: Plan, setup: Setup, hypers: Hyper, keys: jax.Array, stream: _Stream, loop: Loop) -> _Now:
     """All members before their first step."""
     rows = [*range(len(keys)), *[-1] * (-len(keys) % plan.unit)]
     at = np.maximum(rows, 0)

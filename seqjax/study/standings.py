@@ -81,6 +81,7 @@ class Standings:
                 names = ", ".join(values[i])
                 raise InputError(f"loop.monitor={self._monitor}; the evaluation returns no such metric, only {names}")
             result, value = self.results[i], self._sign * values[i][self._monitor]
+            result.step = step
             if self._loop.patience is None or value < self._rank(result):  # NaN is never better
                 self._note(result, step, values[i])
                 better.append(i)
@@ -110,7 +111,7 @@ class Standings:
 
         return sorted(self.results, key=order)
 
-    def shown(self) -> dict[str, float]:
+    def shown(self) -> dict[str, int | float]:
         """How many are in training, and the best value so far, for the screen."""
         best = min((self._rank(result) for result in self.results), default=math.inf)
         return {"running": len(self.running())} | (
