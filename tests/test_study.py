@@ -156,6 +156,7 @@ def test_the_engines_agree(tmp_path):
 def test_map_has_the_bits_of_single_runs():
     """With the compiler's own settings: those of the other tests save its time, and what they leave out differs."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"JAX_NUM_CPU_DEVICES": "2"}
     done = subprocess.run(
         [sys.executable, __file__], capture_output=True, text=True, env=environment, cwd=Path(__file__).parent.parent
     )
@@ -165,7 +166,6 @@ def test_map_has_the_bits_of_single_runs():
 
 def single_runs():
     """What the test above runs."""
-    jax.config.update("jax_num_cpu_devices", 2)
     step = jax.jit(STEP)
     alone, rows = [], range(K)
     for row in rows:
