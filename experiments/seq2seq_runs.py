@@ -518,9 +518,17 @@ def training_buckets(config: Any, task: Task, texts: Texts, corpus: Corpus, mesh
     return PairBuckets(pairs, shapes, seed=seed, **options)
 
 
-def setup(config: Any, task: Task, texts: Texts, corpus: Corpus) -> train.Setup:
+def setup(config: Any, task: Task, directory: Path, texts: Texts, corpus: Corpus) -> train.Setup:
     """What trains a model and measures it with teacher forcing."""
-    return _setup(config, build(config.model, texts), texts, training_buckets(config, task, texts, corpus), corpus)
+    buckets = training_buckets(config, task, texts, corpus)
+    save_shapes(directory, reach(config.batches, buckets.shapes))
+    return _setup(config, build(config.model, texts), texts, buckets, corpus)
+
+
+def save_shapes(directory: Path, shapes: tuple) -> None:
+    """Write shapes.json of a run."""
+    if jax.process_index() == 0:
+        (directory / "shapes.json").write_text(json.dumps(shapes) + "\n")
 
 
 def _setup(config: Any, model: Model, texts: Texts, buckets: PairBuckets, corpus: Corpus) -> train.Setup:
@@ -554,8 +562,7 @@ def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tupl
             file=sys.stderr,
         )
     shapes = reach(config.batches, buckets.shapes)
-    if jax.process_index() == 0:
-        (run.directory / "shapes.json").write_text(json.dumps(shapes) + "\n")
+    save_shapes(run.directory, shapes)
     validation = corpus["validation"]
     judged = validation[:: -(-len(validation) // config.report.texts)]  # from all over: it may be in some order
 

@@ -173,7 +173,7 @@ def prepare(config: Config, directory: Path) -> tuple[Texts, Corpus]:
 
 def setup(config: Config, directory: Path) -> train.Setup:
     """What trains and measures a model, on the texts of a run or a study."""
-    return seq2seq_runs.setup(config, TASK, *prepare(config, directory))
+    return seq2seq_runs.setup(config, TASK, directory, *prepare(config, directory))
 
 
 def run(config: Config, run: Run) -> None:
