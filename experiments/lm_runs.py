@@ -392,7 +392,7 @@ def generate(model: Model, params: Any, tokenizer: Tokenizer, options: SampleOpt
         min_p=options.min_p,
     )
     # Prompt and continuation at once: between words the tokenizer puts spaces.
-    return [tokenizer.decode(np.append(ids, row)) for row in np.asarray(drawn.tokens)]
+    return [tokenizer.decode(np.append(ids, row)) for row in sharding.fetch(drawn.tokens)]
 
 
 def continuations(

@@ -31,7 +31,9 @@ from seqjax import train
 from seqjax.config import Run, changed, differing, run_experiment, write_config
 from seqjax.errors import InputError
 from seqjax.reporting import read_metrics
-from seqjax.study import Result, Standings, Study, axes, report, run_study
+from seqjax.study import Result, Standings, Study, axes, run_study
+from seqjax.study.figures import draw
+from seqjax.study.tables import seeds_table, table
 
 EXPERIMENTS = ("char_lm", "word_lm", "fixed_window_lm", "toy_seq2seq", "g2p", "translate", "summarise")
 FIXED = ("seed", "data_seed", "data", "loop", "study", "search", "report")
@@ -237,14 +239,15 @@ def write_results(module: Any, config: Any, everybody: Sequence[Trained], direct
         rows.append(row)
     monitor, highest = config.loop.monitor, config.loop.best == "highest"
     (directory / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    tables = [report.table(rows, monitor=monitor)]
-    tables += [report.seeds_table(rows, monitor=monitor, highest=highest)] if config.seeds > 1 else []
+    tables = [table(rows, monitor=monitor)]
+    tables += [seeds_table(rows, monitor=monitor, highest=highest)] if config.seeds > 1 else []
     (directory / "table.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     files = [directory / "metrics.jsonl", *sorted(directory.glob("parts/*/metrics.jsonl"))]
     curves = [row for file in files if file.exists() for row in read_metrics(file)]
-    report.draw(rows, curves, directory, monitor=monitor, highest=highest)
+    curves = [row | {"step": row.get("age", row["step"])} for row in curves]  # with slots, members begin at any time
+    draw(rows, curves, directory, monitor=monitor, highest=highest)
     print()
-    print(report.table(rows, monitor=monitor, limit=10) if config.seeds == 1 else tables[1])
+    print(table(rows, monitor=monitor, limit=10) if config.seeds == 1 else tables[1])
     return rows
 
 

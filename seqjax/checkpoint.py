@@ -71,7 +71,10 @@ class Checkpoints:
         self._also: int | None = None  # the step that is kept beside the newest
 
     def steps(self) -> list[int]:
-        """The committed steps, oldest first, by a fresh look at the directory. Their contents are not verified."""
+        """The committed steps, oldest first, by a fresh look at the directory. Their contents are not verified.
+
+        Of several processes all must ask, as for everything else here.
+        """
         # Those that process 0 sees: a shared file system may show the others an older state.
         return distributed.from_first(self._listed())
 

@@ -220,7 +220,7 @@ def _parse(name, presets, train, commands, description, mesh_axes, argv) -> Call
     config, directory, resume, mesh = _parse_train(name, presets, preset, text, mesh_axes, options)
 
     def job():
-        _check_alike(config, resume)
+        _check_alike(config, resume, mesh)
         try:
             run = Run(directory or _new_directory(name), resume, mesh)
             run.directory.mkdir(parents=True, exist_ok=True)
@@ -239,9 +239,10 @@ def _parse(name, presets, train, commands, description, mesh_axes, argv) -> Call
     return job
 
 
-def _check_alike(config, resume):
+def _check_alike(config, resume, mesh):
     """Raise `InputError` if the processes were started with different commands."""
-    here = {"resume": resume} | _flat(_to_json(config, "config"))
+    axes = mesh and ",".join(f"{name}={size}" for name, size in mesh.shape.items())
+    here = {"resume": resume, "mesh": axes} | _flat(_to_json(config, "config"))
     differences = _differences(distributed.from_first(here), here, "in process 0")
     if distributed.anywhere(bool(differences)):
         raise InputError(f"give all processes the same command: {differences or 'another one got other options'}")
@@ -285,7 +286,7 @@ def _parse_train(name, presets, preset, text, mesh_axes, args):
         ("resume", tyro.conf.FlagCreatePairsOff[option(bool, "Continue in --run, or in the newest run.")], False),
     ]
     if mesh_axes:
-        words = f"Devices, as {mesh_axes[0]}=4; -1 is all. Axes: {', '.join(mesh_axes)}. --resume may take another."
+        words = f"Devices, as {mesh_axes[0]}=4; -1 is the rest. Axes: {', '.join(mesh_axes)}. --resume may take another."
         meeting = "Where several processes meet: at process 0, or auto."
         places += [
             ("mesh", option(str | None, words, "AXIS=N,…"), None),
@@ -310,8 +311,6 @@ def _parse_train(name, presets, preset, text, mesh_axes, args):
 
     start = presets[preset or next(iter(presets))][1]
     directory, saved = given.run, None
-    if directory is None and jax.process_count() > 1:
-        raise InputError("several processes write to one run directory: give all of them the same --run DIR")
     if given.resume:
         directory = directory or newest_run(name)
         saved = read_config(directory / "config.json", type(start))
@@ -327,6 +326,8 @@ def _parse_train(name, presets, preset, text, mesh_axes, args):
     Options = make_dataclass("Options", [*places, ("settings", Annotated[type(start), tyro.conf.arg(name="")], start)])
     config = _tyro(Options, prog, text, args, [*(place for place, *_ in places), *_names(type(start), start)]).settings
 
+    if given.run is None and jax.process_count() > 1:
+        raise InputError("several processes write to one run directory: give all of them the same --run DIR")
     if saved is not None:
         _check_equal(directory, saved, config)
     elif directory is not None and jax.process_index() == 0 and (directory / "config.json").exists():

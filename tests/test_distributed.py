@@ -183,6 +183,10 @@ def test_two_processes_give_the_losses_of_one_and_survive_signals(text, tmp_path
     run = start(broken)  # all devices are the default
     run.reaches(broken, 5)
     run.processes[1].send_signal(signal.SIGTERM)
+    # JAX looks for signals once a second: until then, hold the other, so that no fast machine comes to the end.
+    run.processes[0].send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    run.processes[0].send_signal(signal.SIGCONT)
     codes, outputs, errors = run.wait()
     assert codes == [143, 143], errors
     stopped = Checkpoints(broken / "checkpoints").steps()[-1]
@@ -261,9 +265,9 @@ def test_sharded_checkpoints_damage_and_errors_in_two_processes(text, tmp_path, 
 
     # Bad input in one is the end of both, and nothing is left.
     options = *OPTIONS, *text, "--run", str(tmp_path / "wrong")
-    codes, _, errors = Processes(*options, own=((), ("--seed", "1")), cache=cache).wait()
+    codes, _, errors = Processes(*options, own=((), ("--seed", "1", "--mesh", "model=4")), cache=cache).wait()
     assert codes == [2, 2], errors
-    assert "seed is 0 in process 0 and 1 here" in errors[1]
+    assert "mesh is 'data=4' in process 0 and 'model=4' here; seed is 0 in process 0 and 1 here" in errors[1]
     assert not (tmp_path / "wrong").exists()
     own = ("--run", str(tmp_path / "wrong")), ("--run", str(tmp_path / "elsewhere"))
     codes, _, errors = Processes(*OPTIONS, *text, own=own, cache=cache).wait()

@@ -21,7 +21,7 @@ from seqjax.errors import InputError
 from seqjax.models import rnn_lm
 from seqjax.reporting import read_metrics
 from seqjax.study import Plan, Result, Standings, Study, axes, engine, predict_memory, run_study, rung_steps
-from seqjax.study.run import make_plan
+from seqjax.study.parts import make_plan
 
 VOCAB, BATCH, TIME, STEPS = 7, 2, 5, 24
 MODEL = rnn_lm.Config(cell="gru", d_embed=4, d_hidden=4)
@@ -161,7 +161,7 @@ def test_map_has_the_bits_of_single_runs():
         [sys.executable, __file__], capture_output=True, text=True, env=environment, cwd=Path(__file__).parent.parent
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"map": True, "two": True, "chunks": True, "devices": True}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"map": True, "two": True, "devices": True}
 
 
 def single_runs():
@@ -175,9 +175,8 @@ def single_runs():
         alone.append(bits(state))
     all_at_once = [bits(state) for state in states(Plan(None), rows)]
     found = {
-        "map": [bits(state) for state in states(Plan(1, mesh(2)), rows)] == alone,
+        "map": [bits(state) for state in states(Plan(1), rows)] == alone,
         "two": [bits(state) for state in states(Plan(None), [5, 2])] == [all_at_once[5], all_at_once[2]],
-        "chunks": [bits(state) for state in states(Plan(4), rows)] == all_at_once,
         "devices": [bits(state) for state in states(Plan(None, mesh(2)), rows)] == all_at_once,
     }
     print(json.dumps(found))
@@ -223,6 +222,47 @@ def test_successive_halving_leaves_out_who_is_behind(together):
     assert bits(halved.best) == bits(together[halved.results[0].member])
 
 
+def test_asynchronous_halving_fills_places_that_are_free(tmp_path):
+    config, hypers = Study(halving=2, rung=6, slots=4, devices=1), of(HYPERS, [3, 7, 1, 5, 0, 6, 2, 4])
+    whole = study(config, hypers, directory=tmp_path / "whole")
+    statuses = [result.status for result in whole.results]
+    assert {"done", "halved"} == set(statuses)
+    assert [r.step for r in whole.results] == sorted((r.step for r in whole.results), reverse=True)
+    assert {r.step for r in whole.results} <= {6, 12, 24}
+    rows = read_metrics(tmp_path / "whole/metrics.jsonl")
+    assert all(sum(r["step"] == tick and r["split"] == "train" for r in rows) <= 4 for tick in range(1, 20))
+    assert {row["member"] for row in rows} == set(range(K))
+    # In each place a member trains as if it were alone.
+    plain = {result.member: result.value for result in study(hypers=hypers).results}
+    done = {result.member: result.value for result in whole.results if result.complete}
+    assert done == pytest.approx({member: plain[member] for member in done}, abs=1e-5)
+    assert train.make_evaluate(EVALUATION)(averaged_params(whole.best))["loss"] == pytest.approx(min(done.values()))
+    # A member is compared with those before it, in the order of their numbers.
+    at_six = {r["member"]: r["loss"] for r in rows if r["split"] == "validation" and r["age"] == 6}
+    seen = []
+    for result in sorted(whole.results, key=lambda result: result.member):
+        goes_on = sum(value <= at_six[result.member] for value in seen) < -(-(len(seen) + 1) // 2)
+        assert goes_on == (result.step > 6)
+        seen.append(at_six[result.member])
+
+    class Killed(Exception):
+        pass
+
+    calls = []
+
+    def counted(start, end):
+        calls.append(start)
+        if len(calls) > 11:
+            raise Killed
+        return iter(DATA[start:end])
+
+    with pytest.raises(Killed):
+        study(config, hypers, setup=SETUP._replace(batches=counted), directory=tmp_path / "cut")
+    resumed = study(config, hypers, directory=tmp_path / "cut", resume=True)
+    assert resumed.results == whole.results
+    assert bits(resumed.best) == bits(whole.best)
+
+
 def test_patience_is_each_member_s_own():
     loop = train.Loop(steps=STEPS, log_every=6, eval_every=3, patience=1)
     high = HYPERS._replace(lr=np.geomspace(1e-3, 3.0, K))
@@ -241,16 +281,16 @@ def test_patience_is_each_member_s_own():
 def test_standings_rank_and_patience_for_a_metric_that_grows():
     loop = train.Loop(patience=2, monitor="accuracy", best="highest")
     standings = Standings([Result(i, {}) for i in range(3)], loop, evaluated=True)
-    nan = float("nan")
-    assert standings.validation(1, {0: {"accuracy": 0.5}, 1: {"accuracy": 0.6}, 2: {"accuracy": nan}}) == [0, 1]
-    assert standings.validation(2, {0: {"accuracy": 0.7}, 1: {"accuracy": 0.6}, 2: {"accuracy": nan}}) == [0]
+    nan, steps = float("nan"), {0: 5, 1: 5, 2: 5}
+    assert standings.validation(steps, {0: {"accuracy": 0.5}, 1: {"accuracy": 0.6}, 2: {"accuracy": nan}}) == [0, 1]
+    assert standings.validation(steps, {0: {"accuracy": 0.7}, 1: {"accuracy": 0.6}, 2: {"accuracy": nan}}) == [0]
     assert standings.results[2].status == "stopped early"  # never had a value
     standings.halve(2)
     assert [result.status for result in standings.results] == ["running", "halved", "stopped early"]
     standings.finish()
     assert [result.member for result in standings.ranked()] == [0, 2, 1]
     with pytest.raises(InputError, match="no such metric"):
-        Standings([Result(0, {})], loop, evaluated=True).validation(1, {0: {"loss": 1.0}})
+        Standings([Result(0, {})], loop, evaluated=True).validation(steps, {0: {"loss": 1.0}})
 
 
 # --- stopping and going on
@@ -361,6 +401,7 @@ def test_devices_get_equal_shares():
         ({"rung": 3}, "no effect without halving"),
         ({"memory": 0.0}, "study.memory=0.0"),
         ({"halving": 0}, "study.halving=0"),
+        ({"slots": 4}, "study.slots=4 is for successive halving"),
     ],
 )
 def test_refused_options(options, message):

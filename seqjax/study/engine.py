@@ -207,7 +207,7 @@ def start_all(plan: Plan, setup: Setup, keys: jax.Array, hypers: Any, batch: PyT
         return shares[0]
     # All from the program of one device, since it runs only once: a program for each would take longer to compile.
     placed = map(jax.device_put, shares, plan.mesh.devices.flat)
-    return jax.tree.map(partial(_joined, plan.sharding), *placed)
+    return jax.tree.map(partial(_joined, NamedSharding(plan.mesh, P("member"))), *placed)
 
 
 def _split(tree: PyTree, n: int) -> list[PyTree]:

@@ -1,16 +1,18 @@
 """Who is in training, how everybody did, and who goes on: the host's side of a study."""
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from seqjax.errors import InputError
 from seqjax.train import Loop
 
-Status = Literal["running", "done", "stopped early", "halved", "diverged", "failed"]
-"""done: trained to the end. stopped early: no better for ``loop.patience`` evaluations. halved: not good enough at a
-rung. diverged: its loss was above ``max_loss``. failed: its loss or gradient was not finite."""
+Status = Literal["waiting", "running", "done", "stopped early", "halved", "diverged", "failed"]
+"""waiting: for a place, with ``slots``. done: trained to the end. stopped early: no better for ``loop.patience``
+evaluations. halved: not good enough at a rung. diverged: its loss was above ``max_loss``. failed: its loss or gradient
+was not finite."""
 
 
 @dataclass
@@ -53,37 +55,43 @@ class Standings:
         """The members in training."""
         return [i for i, result in enumerate(self.results) if result.status == "running"]
 
+    def waiting(self) -> list[int]:
+        """The members that have not begun."""
+        return [i for i, result in enumerate(self.results) if result.status == "waiting"]
+
     def wanted(self) -> list[int]:
         """The members whose weights are needed: those in training, and the best of those that stopped early."""
-        stopped = [i for i, result in enumerate(self.results) if result.status == "stopped early"]
-        return sorted({*self.running(), *sorted(stopped, key=lambda i: self._rank(self.results[i]))[:1]})
+        best = self.best()
+        return sorted({*self.running(), *([] if best is None else [best])})
 
-    def train(self, step: int, values: Mapping[int, dict], failed_at: Mapping[int, int]) -> dict[int, dict]:
-        """Take note of a training report: ``member -> metrics``. Returns it for those that were in training."""
+    def train(
+        self, steps: Mapping[int, int], values: Mapping[int, dict], failed_at: Mapping[int, int]
+    ) -> dict[int, dict]:
+        """Take note of a training report, member by member. Returns that of those that were in training."""
         shown = {}
         for i in self.running():
             result = self.results[i]
             shown[i] = {name: value for name, value in values[i].items() if name != "skipped"}
-            result.step = step
+            result.step = steps[i]
             if failed_at[i] >= 0:
                 result.status, result.step = "failed", failed_at[i]
             elif shown[i]["loss"] > self._max_loss:
                 result.status = "diverged"
             elif not self._evaluated:
-                self._note(result, step, shown[i])
+                self._note(result, shown[i])
         return shown
 
-    def validation(self, step: int, values: Mapping[int, dict]) -> list[int]:
-        """Take note of an evaluation. Returns the members that have never been better."""
+    def validation(self, steps: Mapping[int, int], values: Mapping[int, dict]) -> list[int]:
+        """Take note of an evaluation, member by member. Returns those that have never been better."""
         better = []
         for i in self.running():
             if self._monitor not in values[i]:
                 names = ", ".join(values[i])
                 raise InputError(f"loop.monitor={self._monitor}; the evaluation returns no such metric, only {names}")
             result, value = self.results[i], self._sign * values[i][self._monitor]
-            result.step = step
+            result.step = steps[i]
             if self._loop.patience is None or value < self._rank(result):  # NaN is never better
-                self._note(result, step, values[i])
+                self._note(result, values[i])
                 better.append(i)
                 continue
             result.since += 1
@@ -97,10 +105,25 @@ class Standings:
         for i in running[-(-len(running) // factor) :]:
             self.results[i].status = "halved"
 
-    def finish(self) -> None:
-        """Who is still in training has come to the end."""
-        for i in self.running():
+    def compare(self, i: int, others: Sequence[float], factor: int) -> float:
+        """At a rung: a member goes on if it is among the best 1/factor of all that have come so far.
+
+        ``others`` are the ranks of those before it. Returns its own.
+        """
+        rank = min(self._rank(self.results[i]), sys.float_info.max)  # JSON has no infinity
+        if sum(other <= rank for other in others) >= -(-(len(others) + 1) // factor):
+            self.results[i].status = "halved"
+        return rank
+
+    def finish(self, *members: int) -> None:
+        """These members, or all that are still in training, have come to the end."""
+        for i in members or self.running():
             self.results[i].status = "done"
+
+    def best(self) -> int | None:
+        """The best of those that have come to the end."""
+        complete = [i for i, result in enumerate(self.results) if result.complete]
+        return min(complete, key=lambda i: self._rank(self.results[i]), default=None)
 
     def ranked(self) -> list[Result]:
         """Best first; who did not come to the end last, those that came furthest before the others."""
@@ -127,9 +150,9 @@ class Standings:
         for i, values in enumerate(saved):
             self.results[i] = Result(hyper=self.results[i].hyper, **values)
 
-    def _note(self, result: Result, step: int, values: dict) -> None:
+    def _note(self, result: Result, values: dict) -> None:
         result.metrics = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-        result.value, result.at, result.since = result.metrics[self._monitor], step, 0
+        result.value, result.at, result.since = result.metrics[self._monitor], result.step, 0
 
     def _rank(self, result: Result) -> float:
         return math.inf if result.value is None else self._sign * result.value

@@ -1,4 +1,4 @@
-"""Tables and figures of studies: what is in the tables, how points rank, and that figures come of anything."""
+"""Figures of studies: that they come of anything, and how they are scaled."""
 
 import math
 import random
@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from seqjax.study import report
+from seqjax.study import figures
+from seqjax.study.tables import by_point
 
 CELLS = ("lstm", "gru", "elman")
 
@@ -51,109 +52,10 @@ def drawn(tmp_path, results, curves, **options):
     """The names of the figures, which are pictures, and not of one colour."""
     from matplotlib.image import imread
 
-    paths = report.draw(results, curves, tmp_path / "figures", **options)
+    paths = figures.draw(results, curves, tmp_path / "figures", **options)
     for path in paths:
         assert np.ptp(imread(path)[..., :3]) > 0.5
     return [path.name for path in paths]
-
-
-# Tables
-
-
-@pytest.mark.fast
-def test_a_table_has_the_columns_that_tell_members_apart():
-    points = [{"lr": 0.00316227, "model.cell": "gru"}, {"lr": 1e-5, "model.cell": "lstm|x"}]
-    rows = ranked([result(1, points[1], 2.5, bleu=31.25), result(0, points[0], 1.93449, bleu=None)])
-    assert report.table(rows).splitlines() == [
-        "| rank |      lr | model.cell |  loss |  bleu |",
-        "| ---: | ------: | ---------- | ----: | ----: |",
-        "|    1 | 0.00316 | gru        | 1.934 |     – |",
-        "|    2 |    1e-5 | lstm\\|x    | 2.500 | 31.25 |",
-    ]
-
-
-def test_a_table_shows_seed_status_and_step_where_they_differ():
-    rows = [
-        result(0, {"n": 512}, 2.0, seed=3),
-        result(1, {"n": 512}, None, "failed", 40, seed=4),
-        result(2, {}, math.nan, seed=4),
-    ]
-    assert report.table(ranked(rows), monitor="ppl", limit=2).splitlines() == [
-        "| rank |   n | seed |   ppl |  loss | status | step |",
-        "| ---: | --: | ---: | ----: | ----: | ------ | ---: |",
-        "|    1 | 512 |    3 | 2.000 | 2.000 | done   |  100 |",
-        "|    2 |   – |    4 |     – |     – | done   |  100 |",
-        "",
-        "… and 1 more",
-    ]
-    assert "more" not in report.table(ranked(rows), limit=3)
-    assert report.table([]).startswith("| rank | loss |")
-
-
-def test_values_of_an_axis_can_be_told_apart():
-    def column(*values):
-        rows = ranked([result(i, {"x": value}, float(i)) for i, value in enumerate(values)])
-        return [line.split("|")[2].strip() for line in report.table(rows).splitlines()[2:]]
-
-    assert column(0.9, 0.99, 0.9999) == ["0.9", "0.99", "0.9999"]
-    assert column(0.1001, 0.1002) == ["0.1001", "0.1002"]
-    assert column(64, 4096, 1000000) == ["64", "4096", "1000000"]
-    assert column(2.0, 12345.0, 1e-7, 1e9) == ["2", "12345", "1e-7", "1e9"]
-    assert column(True, False, "a\nb", None, math.inf) == ["True", "False", "a b", "–", "inf"]
-
-
-def test_points_over_their_seeds():
-    rows = ranked(
-        [
-            result(0, {"lr": 0.1}, 3.0),
-            result(1, {"lr": 0.1}, 2.0, "stopped early"),
-            result(2, {"lr": 0.1}, 9.0, "diverged"),
-            result(3, {"lr": 0.2}, 2.25),
-            result(4, {"lr": 0.3}, None, "failed"),
-            result(5, {"lr": 0.4}, 1.0, "halved", 50),
-        ]
-    )
-    first, second, *rest = report.over_seeds(rows)
-    assert first == {"point": {"lr": 0.2}, "n": 1, "mean": 2.25, "sd": None, "least": 2.25, "most": 2.25, "complete": 1}
-    assert second == {
-        "point": {"lr": 0.1},
-        "n": 3,
-        "mean": 2.5,
-        "sd": pytest.approx(math.sqrt(0.5)),
-        "least": 2.0,
-        "most": 3.0,
-        "complete": 2,
-    }
-    assert [(row["point"]["lr"], row["mean"], row["complete"]) for row in rest] == [(0.4, None, 0), (0.3, None, 0)]
-    assert report.over_seeds(ranked(rows, highest=True), highest=True)[0]["point"] == {"lr": 0.1}
-    assert report.seeds_table(rows, limit=3).splitlines() == [
-        "| rank |  lr |                   loss | least |  most |",
-        "| ---: | --: | ---------------------: | ----: | ----: |",
-        "|    1 | 0.2 |              2.250 (1) | 2.250 | 2.250 |",
-        "|    2 | 0.1 | 2.500 ± 0.707 (2 of 3) | 2.000 | 3.000 |",
-        "|    3 | 0.4 |             – (0 of 1) |     – |     – |",
-        "",
-        "… and 1 more",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ((812.31, 840.0), "826.2 ± 19.6"),
-        ((1.00001, 1.00003), "1.000020 ± 0.000014"),
-        ((0.0, 0.0), "0.000 ± 0"),
-        ((1e-6, 3e-6), "2.000e-6 ± 1.4e-6"),
-        ((1e9, 3e9), "2.000e9 ± 1.4e9"),
-        ((-2.0, -1.0), "-1.500 ± 0.707"),
-    ],
-)
-def test_digits_of_mean_and_deviation(values, text):
-    rows = ranked([result(i, {}, value) for i, value in enumerate(values)])
-    assert f"| {text} (2) |" in report.seeds_table(rows)
-
-
-# Figures
 
 
 def grid(**axes):
@@ -217,17 +119,17 @@ def test_little_to_draw(tmp_path):
     assert drawn(tmp_path, single, curves) == ["curves.png"]
     failed, curves = study(grid(lr=[1, 2]), 1, lambda *_: ("failed", 20))
     assert drawn(tmp_path, failed, curves) == ["curves.png"]
-    assert report.draw(failed, [row for row in curves if row["step"] == 20], tmp_path) == []  # all of them null
-    assert report.draw([], [], tmp_path) == []
+    assert figures.draw(failed, [row for row in curves if row["step"] == 20], tmp_path) == []  # all of them null
+    assert figures.draw([], [], tmp_path) == []
     same = ranked([result(i, {"lr": i, "n": 1}, 2) for i in range(2)])
     assert drawn(tmp_path, same, [{"step": 0, "split": "train", "member": 0, "loss": 2}]) == ["curves.png", "sweep.png"]
-    assert report.draw(failed + single, [], tmp_path, monitor="other") != []
+    assert figures.draw(failed + single, [], tmp_path, monitor="other") != []
 
 
 def test_without_matplotlib(tmp_path, monkeypatch):
     for package in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, package, None)  # makes their import fail
-    assert report.draw(*study([{"lr": 0.1}, {"lr": 0.2}]), tmp_path) == []
+    assert figures.draw(*study([{"lr": 0.1}, {"lr": 0.2}]), tmp_path) == []
     assert not list(tmp_path.iterdir())
 
 
@@ -255,7 +157,7 @@ def rows_of(name, values):
     ],
 )
 def test_scales(values, kind):
-    scale = report._scale("x", rows_of("x", values))
+    scale = figures._scale("x", rows_of("x", values))
     assert scale.kind == kind
     shares = [scale.share(x) for x in scale.values]
     assert shares == sorted(shares)
@@ -268,18 +170,18 @@ def test_scales(values, kind):
 
 
 def test_outliers_do_not_squash_a_scale():
-    assert report._ends([1.0, 1.1, 1.2, 1.3, 1e30], False) == (1.0, pytest.approx(1.9))
-    assert report._ends([-1.0, -1.1, -1.2, -1.3, -1e30], True) == (-1.0, pytest.approx(-1.9))
-    assert report._ends([1.0, 1.5, 2.0, 3.0], False) == (1.0, 3.0)
-    assert report._ends([2.0], False) == (2.0, 2.0)
+    assert figures._ends([1.0, 1.1, 1.2, 1.3, 1e30], False) == (1.0, pytest.approx(1.9))
+    assert figures._ends([-1.0, -1.1, -1.2, -1.3, -1e30], True) == (-1.0, pytest.approx(-1.9))
+    assert figures._ends([1.0, 1.5, 2.0, 3.0], False) == (1.0, 3.0)
+    assert figures._ends([2.0], False) == (2.0, 2.0)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_limits_of_curves(sign):
     def limits(*curves):
         signed = [[sign * x for x in curve] for curve in curves]
-        lines = [[report._Line(list(range(len(c))), c, c, c, True, "")] for c in signed]
-        low, high = report._curve_limits(lines, sign < 0)
+        lines = [[figures._Line(list(range(len(c))), c, c, c, True, "")] for c in signed]
+        low, high = figures._curve_limits(lines, sign < 0)
         return sorted((sign * low, sign * high))
 
     good, steep = [4.0, 3.0, 2.5, 2.2, 2.0], [1e4] + 29 * [80.0] + [75.0]
@@ -295,8 +197,8 @@ def test_a_line_is_the_mean_as_far_as_all_seeds_go():
     statuses = ("done", "halved", "failed")
     rows = ranked([result(i, {}, None if i == 2 else 1.0, status) for i, status in enumerate(statuses)])
     series = {0: {1: 4.0, 2: 3.0, 3: 2.0}, 1: {1: 2.0, 2: 1.0}, 2: {1: 9.0}}
-    lines = report._lines(report._groups(rows, False)[0], series)
-    assert lines[0] == report._Line([1, 2], [3.0, 2.0], [2.0, 1.0], [4.0, 3.0], True, "")
+    lines = figures._lines(figures._groups(rows, False)[0], series)
+    assert lines[0] == figures._Line([1, 2], [3.0, 2.0], [2.0, 1.0], [4.0, 3.0], True, "")
     assert [(line.steps, line.values, line.mark) for line in lines[1:]] == [
         ([2, 3], [3.0, 2.0], ""),
         ([2], [1.0], "o"),
