@@ -170,7 +170,7 @@ def initial(config: Any, model: Model, key: jax.Array) -> train.State:
     return train.init_state(params, carry, key_train, make_optimizer(config)(config.hyper))
 
 
-def start(init: Callable, config: Any, mesh: Mesh | None, axes: Callable, *, extra: P = sharding.EVERYWHERE) -> Any:
+def start(init: Callable, config: Any, mesh: Mesh | None, axes: Callable, *, extra: P = sharding.REPLICATED) -> Any:
     """The state before the first step, on the devices of a run; the last arguments are those of `initialise`."""
     key = jax.random.key(config.seed)
     if mesh is None:

@@ -31,8 +31,7 @@ from seqjax import train
 from seqjax.config import Run, changed, differing, run_experiment, write_config
 from seqjax.errors import InputError
 from seqjax.reporting import read_metrics
-from seqjax.study import Result, Standings, Study, axes, run_study
-from seqjax.study.figures import draw
+from seqjax.study import Result, Standings, Study, axes, figures, run_study
 from seqjax.study.tables import seeds_table, table
 
 EXPERIMENTS = ("char_lm", "word_lm", "fixed_window_lm", "toy_seq2seq", "g2p", "translate", "summarise")
@@ -245,7 +244,7 @@ def write_results(module: Any, config: Any, everybody: Sequence[Trained], direct
     files = [directory / "metrics.jsonl", *sorted(directory.glob("parts/*/metrics.jsonl"))]
     curves = [row for file in files if file.exists() for row in read_metrics(file)]
     curves = [row | {"step": row.get("age", row["step"])} for row in curves]  # with slots, members begin at any time
-    draw(rows, curves, directory, monitor=monitor, highest=highest)
+    figures.draw(rows, curves, directory, monitor=monitor, highest=highest)
     print()
     print(table(rows, monitor=monitor, limit=10) if config.seeds == 1 else tables[1])
     return rows

@@ -286,7 +286,7 @@ def _parse_train(name, presets, preset, text, mesh_axes, args):
         ("resume", tyro.conf.FlagCreatePairsOff[option(bool, "Continue in --run, or in the newest run.")], False),
     ]
     if mesh_axes:
-        words = f"Devices, as {mesh_axes[0]}=4; -1 is the rest. Axes: {', '.join(mesh_axes)}. --resume may take another."
+        words = f"Devices, as {mesh_axes[0]}=4; -1: the rest. Axes: {', '.join(mesh_axes)}. --resume may take another."
         meeting = "Where several processes meet: at process 0, or auto."
         places += [
             ("mesh", option(str | None, words, "AXIS=N,…"), None),

@@ -9,9 +9,10 @@ Modules name the axes of their parameters by what they mean (`seqjax.nn.logical_
 the mesh splits what. XLA's partitioner does the rest, since all axes of the mesh are Auto: no code of a model knows of
 devices.
 
-    data     rows of a batch; parameters are whole, gradients are summed
-    model    heads, hidden units of MLPs and words are split (Shoeybi et al., 2019): a sum over devices a sublayer. The
-             gates of recurrent layers are whole, for else they would be exchanged at every step of time
+    data     rows of a batch (data parallelism). Parameters and the optimizer's moments are replicated (no FSDP or
+             ZeRO); gradients are summed
+    model    heads, hidden units of MLPs and words (tensor parallelism, Shoeybi et al., 2019): a sum over devices a
+             sublayer. Gates of recurrent layers are replicated, for else they would be exchanged at every step of time
     member   members of a study
 """
 
@@ -49,7 +50,7 @@ WHOLE_IF_UNEVEN = ("vocab", "kv_heads")
 """What stays whole on every device where it does not divide: corpora have vocabularies of any size, and grouped queries
 share a few heads of keys. All else is a choice, and then an error."""
 
-EVERYWHERE = P()
+REPLICATED = P()
 
 
 def make_mesh(
@@ -116,7 +117,7 @@ def shardings(mesh: Mesh, axes: PyTree, shapes: PyTree, *, rules: Mapping[str, s
       rules: logical axis -> axis of the mesh.
 
     Raises:
-      InputError: an axis does not divide, and is none of `WHOLE_IF_UNEVEN`.
+      InputError: there is no rule for an axis; or it does not divide, and is none of `WHOLE_IF_UNEVEN`.
 
     >>> mesh = make_mesh("model=1", devices=jax.devices()[:1])
     >>> list(shardings(mesh, {"w": P("vocab", "embed")}, {"w": np.zeros((6, 2))})["w"].spec)
@@ -124,20 +125,22 @@ def shardings(mesh: Mesh, axes: PyTree, shapes: PyTree, *, rules: Mapping[str, s
     """
 
     def one(path, leaf, logical):
+        where = jax.tree_util.keystr(path, simple=True, separator=".")
+        if unknown := [name for name in logical if name not in (None, *rules)]:
+            raise InputError(f"parameter {where}: unknown axis {unknown[0]!r}; choose from {', '.join(rules)}")
         split = [None if name is None else rules[name] for name in logical]
         split = [None if name not in mesh.shape else name for name in split]
         for i, name in enumerate(split):
             if name is not None and leaf.shape[i] % mesh.shape[name]:
                 if logical[i] not in WHOLE_IF_UNEVEN:
-                    raise InputError(_uneven(path, leaf, logical[i], i, mesh, name))
+                    raise InputError(_uneven(where, leaf, logical[i], i, mesh, name))
                 split[i] = None
         return NamedSharding(mesh, P(*split))
 
     return jax.tree_util.tree_map_with_path(one, shapes, axes)
 
 
-def _uneven(path, leaf, logical, i, mesh, name) -> str:
-    where = jax.tree_util.keystr(path, simple=True, separator=".")
+def _uneven(where, leaf, logical, i, mesh, name) -> str:
     return (
         f"parameter {where} {tuple(leaf.shape)}: its axis {logical!r} of {leaf.shape[i]} does not divide over "
         f"{name}={mesh.shape[name]} of the mesh; change the size of the model to a multiple of {mesh.shape[name]}, or "
@@ -152,12 +155,13 @@ def kept_whole(mesh: Mesh, axes: PyTree, shapes: PyTree, *, rules: Mapping[str, 
         for size, name in zip(leaf.shape, logical, strict=True):
             split = rules[name] if name in WHOLE_IF_UNEVEN else None
             if split in mesh.shape and size % mesh.shape[split]:
-                found[name, size] = f"{name} of {size} does not divide over {split}={mesh.shape[split]}: it stays whole"
+                axis = f"{split}={mesh.shape[split]}"
+                found[name, size] = f"{name} of {size} does not divide over {axis}: it is replicated"
     return list(found.values())
 
 
 def state_shardings(
-    mesh: Mesh, axes: PyTree, shapes: Any, *, extra: P = EVERYWHERE, rules: Mapping[str, str | None] = RULES
+    mesh: Mesh, axes: PyTree, shapes: Any, *, extra: P = REPLICATED, rules: Mapping[str, str | None] = RULES
 ) -> Any:
     """Where a `seqjax.train.State` goes: its weights as `shardings` says, and with each what the optimizer keeps of it.
 
@@ -171,7 +175,7 @@ def state_shardings(
             jax.tree_util.tree_leaves_with_path(shapes.params), jax.tree.leaves(params), strict=True
         )
     }
-    everywhere = NamedSharding(mesh, EVERYWHERE)
+    everywhere = NamedSharding(mesh, REPLICATED)
 
     def like_its_weight(path, leaf):
         ends = (where.get(path[i:]) for i in range(len(path)))

@@ -333,7 +333,9 @@ def test_what_does_not_divide():
     found = sharding.shardings(mesh, axes, shapes)
     assert found["out"]["w"].spec == P(None, None)
     assert found["layer"]["w_in"].spec == P(None, "model")
-    assert sharding.kept_whole(mesh, axes, shapes) == ["vocab of 65 does not divide over model=4: it stays whole"]
+    with pytest.raises(InputError, match=r"parameter out.w: unknown axis 'words'; choose from batch, vocab, "):
+        sharding.shardings(mesh, {**axes, "out": {"w": P(None, "words")}}, shapes)
+    assert sharding.kept_whole(mesh, axes, shapes) == ["vocab of 65 does not divide over model=4: it is replicated"]
     mesh = mesh_of("data=4")
     with pytest.raises(InputError, match="batch_size=6 does not divide over data=4 of the mesh; make it a multiple of"):
         sharding.check_rows(mesh, "batch_size", 6)
@@ -438,7 +440,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert char_lm.main([*TINY, "--batch_size", "6", "--run", "a", "--mesh", "data=4"]) == 2
     assert "batch_size=6 does not divide over data=4" in capsys.readouterr().err
     assert char_lm.main([*TINY, "--run", "a", "--mesh", "data=2,model=2"]) == 0
-    assert "note: vocab of 37 does not divide over model=2: it stays whole" in capsys.readouterr().err
+    assert "note: vocab of 37 does not divide over model=2: it is replicated" in capsys.readouterr().err
 
 
 @pytest.mark.full

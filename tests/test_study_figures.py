@@ -121,7 +121,7 @@ def test_little_to_draw(tmp_path):
     assert drawn(tmp_path, failed, curves) == ["curves.png"]
     assert figures.draw(failed, [row for row in curves if row["step"] == 20], tmp_path) == []  # all of them null
     assert figures.draw([], [], tmp_path) == []
-    same = ranked([result(i, {"lr": i, "n": 1}, 2) for i in range(2)])
+    same = ranked([result(i, {"lr": i, "n": 1}, 2.0) for i in range(2)])
     assert drawn(tmp_path, same, [{"step": 0, "split": "train", "member": 0, "loss": 2}]) == ["curves.png", "sweep.png"]
     assert figures.draw(failed + single, [], tmp_path, monitor="other") != []
 
@@ -151,7 +151,7 @@ def rows_of(name, values):
         ((0.0, 1e-4, 1e-3, 1e-2), "ordinal"),
         ((0.9, 0.99, 0.999), "ordinal"),
         ((1.0, 10.0, math.inf), "ordinal"),
-        ((1, True), "ordinal"),
+        ((True, False), "ordinal"),
         (CELLS, "ordinal"),
         ([0.1 * 1.02**i for i in range(300)], "log"),
     ],
@@ -159,48 +159,72 @@ def rows_of(name, values):
 def test_scales(values, kind):
     scale = figures._scale("x", rows_of("x", values))
     assert scale.kind == kind
-    shares = [scale.share(x) for x in scale.values]
+    shares = [scale.share(scale.place(x)) for x in scale.values]
     assert shares == sorted(shares)
     assert 0 <= shares[0] < shares[-1] <= 1
-    ticks = scale.ticks(0.05)
-    assert 2 <= len(ticks) <= 16
-    assert all(0 <= scale.share(x) <= 1 for x, _ in ticks)
+    places, labels = scale.ticks()
+    assert 2 <= len(places) == len(labels) <= 16
+    assert all(0 <= scale.share(place) <= 1 for place in places)
     if kind == "ordinal":
-        assert [x for x, _ in ticks] == list(values)  # in the order of members
+        assert scale.values == list(values)  # in the order of members
+        assert places == list(range(len(values)))
 
 
-def test_outliers_do_not_squash_a_scale():
-    assert figures._ends([1.0, 1.1, 1.2, 1.3, 1e30], False) == (1.0, pytest.approx(1.9))
-    assert figures._ends([-1.0, -1.1, -1.2, -1.3, -1e30], True) == (-1.0, pytest.approx(-1.9))
-    assert figures._ends([1.0, 1.5, 2.0, 3.0], False) == (1.0, 3.0)
-    assert figures._ends([2.0], False) == (2.0, 2.0)
+def test_round_numbers_mark_many_values():
+    def labels(*values):
+        return figures._scale("x", rows_of("x", np.linspace(*values, 30).tolist())).ticks()[1]
+
+    assert labels(0.03, 0.57) == ["0.1", "0.2", "0.3", "0.4", "0.5"]
+    many = [10**x for x in np.linspace(-4.2, -0.9, 30).tolist()]
+    assert figures._scale("x", rows_of("x", many)).ticks()[1] == [
+        "0.0001",
+        "0.0003",
+        "0.001",
+        "0.003",
+        "0.01",
+        "0.03",
+        "0.1",
+    ]
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_limits_of_curves(sign):
-    def limits(*curves):
-        signed = [[sign * x for x in curve] for curve in curves]
-        lines = [[figures._Line(list(range(len(c))), c, c, c, True, "")] for c in signed]
-        low, high = figures._curve_limits(lines, sign < 0)
-        return sorted((sign * low, sign * high))
+def test_outliers_do_not_squash_a_scale(sign):
+    def limits(*values, margin=0.0):
+        low, high = sorted(sign * x for x in figures._limits([sign * x for x in values], sign < 0, margin))
+        return low, high
 
-    good, steep = [4.0, 3.0, 2.5, 2.2, 2.0], [1e4] + 29 * [80.0] + [75.0]
-    assert limits(good, [4.1, 3.5, 3.0, 2.8, 2.7]) == pytest.approx([1.9, 4.2], abs=0.1)
-    low, high = limits(good, good, good, [4.0, 50.0, 1e9, 1e9, 1e9])
-    assert (low, high) == pytest.approx((1.9, 4.1), abs=0.1)
-    assert limits(steep)[1] < 200
-    assert limits([2.0])[0] < 2.0 < limits([2.0])[1]
+    assert limits(1.0, 1.1, 1.2, 1.3, 1e30) == (1.0, pytest.approx(1.9))
+    assert limits(1.0, 1.5, 2.0, 3.0) == (1.0, 3.0)
+    assert limits(1.0, 1.5, 2.0, 3.0, margin=0.1) == pytest.approx((0.8, 3.2))
+    assert limits(2.0) == (1.9, 2.1)
+    assert limits(0.0, 0.0) == (-1.0, 1.0)
+    assert limits(1e4, *29 * [80.0], 75.0)[1] < 200  # a curve that falls steeply
 
 
 @pytest.mark.fast
-def test_a_line_is_the_mean_as_far_as_all_seeds_go():
-    statuses = ("done", "halved", "failed")
-    rows = ranked([result(i, {}, None if i == 2 else 1.0, status) for i, status in enumerate(statuses)])
-    series = {0: {1: 4.0, 2: 3.0, 3: 2.0}, 1: {1: 2.0, 2: 1.0}, 2: {1: 9.0}}
-    lines = figures._lines(figures._groups(rows, False)[0], series)
-    assert lines[0] == figures._Line([1, 2], [3.0, 2.0], [2.0, 1.0], [4.0, 3.0], True, "")
-    assert [(line.steps, line.values, line.mark) for line in lines[1:]] == [
-        ([2, 3], [3.0, 2.0], ""),
-        ([2], [1.0], "o"),
-        ([1], [9.0], "x"),
+def test_lines_are_means_of_the_members_that_count():
+    statuses = ("done", "stopped early", "halved", "failed")
+    rows = ranked([result(i, {}, None if i == 3 else 1.0, status) for i, status in enumerate(statuses)])
+    series = {0: {1: 4.0, 2: 3.0, 3: 2.0}, 1: {1: 2.0, 2: 1.0}, 2: {1: 5.0, 2: 4.0}, 3: {1: 9.0}}
+    [group] = by_point(rows, highest=False)
+    lines = figures._lines(group, series)
+    assert [(line.steps, line.values.tolist(), line.fate) for line in lines] == [
+        ([1, 2, 3], [[4.0, 3.0, 2.0], [2.0, 1.0, 1.0]], "whole"),
+        ([1, 2], [[5.0, 4.0]], "short"),
+        ([1], [[9.0]], "lost"),
     ]
+
+
+def test_points_of_halved_members_show_those_that_came_furthest():
+    rows = ranked([result(i, {}, value, "halved", step) for i, (value, step) in enumerate([(3.0, 20), (1.0, 10)])])
+    [group] = by_point(rows, highest=False)
+    assert (group.complete, group.mean) == (False, 3.0)
+
+
+def test_older_figures_are_removed(tmp_path):
+    assert drawn(tmp_path, *study(grid(lr=[1, 2]))) == ["curves.png", "sweep.png"]
+    kept = tmp_path / "figures" / "mine.png"
+    kept.touch()
+    assert drawn(tmp_path, *study(grid(lr=[1, 2], n=[1, 2]))) == ["curves.png", "heatmap.png", "parallel.png"]
+    names = sorted(path.name for path in kept.parent.iterdir())
+    assert names == ["curves.png", "heatmap.png", "mine.png", "parallel.png"]

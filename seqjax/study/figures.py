@@ -213,7 +213,7 @@ def _series(curves: Rows, monitor: str) -> tuple[str, dict[int, dict[int, float]
     series: dict[int, dict[int, float]] = {}
     for row in sorted(rows, key=lambda row: row["step"]):
         if row["split"] == split:
-            series.setdefault(row["member"], {})[row["step"]] = row[monitor]
+            series.setdefault(row["member"], {})[row["step"]] = float(row[monitor])
     return split, series
 
 
