@@ -3,7 +3,7 @@
     python -m experiments.bench.study                    # 32 members, 3,000 steps; about four minutes on 2 cores
     python -m experiments.bench.study --turns 3 --d_hidden 32
 
-All train the same model with the same step on the same batches. "singles" compiles the step once and trains member after
+All train the same model with the same step on the same batches. "singles" compiles the step once and trains member by
 member in one process. "processes" starts Python for each of them; some are measured and all are reckoned from these.
 Times of the first two are from the first call to the last result, compilation included; those of processes are of whole
 processes, and compared with that of a whole process for the study. What memory is predicted to be is compared with what
