@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import max_dim
 from jax.sharding import PartitionSpec as P
 
 from seqjax.errors import InputError
@@ -268,7 +269,7 @@ def _chunked(static: Static, inputs: Inputs, fixed: Fixed) -> Array:
         return _in_blocks(static._replace(block_q=block_q, block_k=block_k), inputs, fixed)
 
     if jax.export.is_symbolic_dim(n_queries) or jax.export.is_symbolic_dim(n_keys):
-        many = at_least(jax.core.max_dim(n_queries, n_keys), BLOCK + 1)
+        many = at_least(max_dim(n_queries, n_keys), BLOCK + 1)
         return branch(many, lambda: by_blocks(BLOCK, BLOCK), lambda: by_blocks(n_queries, n_keys))
     return by_blocks(min(BLOCK, n_queries), min(BLOCK, n_keys))
 

@@ -55,9 +55,7 @@ class Layer(NamedTuple):
 
 NORM_AXES = P("embed"), P("embed")
 T5_AXES = P(None, "heads")
-AXES = Layer._make(
-    (attention.AXES, *NORM_AXES, *NORM_AXES, P("embed", "mlp"), P("mlp"), P("mlp", "embed"), P("embed"))
-)
+AXES = Layer._make((attention.AXES, *NORM_AXES, *NORM_AXES, P("embed", "mlp"), P("mlp"), P("mlp", "embed"), P("embed")))
 """What the axes mean, see `seqjax.nn.logical_axes`; above, those of g and b of any norm, of the table of `init_t5`."""
 
 
