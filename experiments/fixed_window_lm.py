@@ -265,7 +265,7 @@ def run(config: Config, run: Run) -> None:
         f"run {run.directory}: {len(rows['train']):,} training names, vocabulary {tokenizer.vocab_size}, window "
         f"{config.model.window}, {n_weights:,} weights, on {jax.default_backend()}"
     )
-    evaluate = train.make_evaluate(parts.evaluation)
+    evaluate = train.make_evaluate(parts.evaluation, run.mesh)
     state = train.fit(
         config.loop,
         parts.train_step,

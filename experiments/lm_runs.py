@@ -222,7 +222,7 @@ def fit(
         f"run {run.directory}: {arrays['train'].size:,} training tokens, vocabulary {tokenizer.vocab_size}, "
         f"{n_weights:,} weights, on {jax.default_backend()}"
     )
-    evaluate = train.make_evaluate(parts.evaluation)
+    evaluate = train.make_evaluate(parts.evaluation, run.mesh)
     values: dict[str, float] = {}
 
     def evaluate_and_keep(params):

@@ -566,7 +566,7 @@ def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tupl
     validation = corpus["validation"]
     judged = validation[:: -(-len(validation) // config.report.texts)]  # from all over: it may be in some order
 
-    with_teacher = train.make_evaluate(parts.evaluation)
+    with_teacher = train.make_evaluate(parts.evaluation, run.mesh)
 
     def evaluate(params):
         greedy = Search(beam_size=1, batch_size=config.search.batch_size)
@@ -590,7 +590,7 @@ def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tupl
     writer, values = Writer(model, params, texts, shapes), {}
     for split in sorted(set(corpus) - {"train"}, reverse=True):  # validation, then the others
         pairs = [texts.encode(example) for example in corpus[split]]
-        found = train.make_evaluate(teacher_forced(model, pairs, shapes))(params)
+        found = train.make_evaluate(teacher_forced(model, pairs, shapes), run.mesh)(params)
         found |= measure(task, writer, corpus[split], config.search, run.directory if split == "test" else None)
         print(f"{split}:", "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
         values |= {f"{name}_{split}": value for name, value in found.items()}

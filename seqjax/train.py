@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seqjax import distributed
 from seqjax.averaging import average_checkpoints as average_checkpoints
@@ -32,6 +32,7 @@ from seqjax.averaging import averaged_params, weight_average
 from seqjax.checkpoint import Checkpoints, Restored
 from seqjax.errors import InputError
 from seqjax.reporting import Reporter, learning_curve
+from seqjax.sharding import place_whole
 from seqjax.types import PRNGKey, PyTree
 
 
@@ -487,16 +488,18 @@ def averages(metrics: dict) -> dict[str, float]:
     }
 
 
-def make_evaluate(evaluation: Evaluation) -> Callable[[PyTree], dict[str, float]]:
-    """``params -> metrics``: a pass over the split."""
+def make_evaluate(evaluation: Evaluation, mesh: Mesh | None = None) -> Callable[[PyTree], dict[str, float]]:
+    """``params -> metrics``: a pass over the split. On a mesh, where the weights are, the devices share its rows."""
+    place = (lambda batch: batch) if mesh is None else place_whole(mesh)
 
     def evaluate(params):
-        carried = evaluation.init(params)
-        total: Any = None
-        for batch in evaluation.batches():
-            carried, metrics = evaluation.step(params, carried, batch)
-            total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
-        return evaluation.finish(averages(total))
+        with nullcontext() if mesh is None else jax.set_mesh(mesh):
+            carried = evaluation.init(params)
+            total: Any = None
+            for batch in evaluation.batches():
+                carried, metrics = evaluation.step(params, carried, place(batch))
+                total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
+            return evaluation.finish(averages(total))
 
     return evaluate
 

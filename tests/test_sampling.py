@@ -66,9 +66,9 @@ def run(tmp_path_factory):
     write_config(directory, "char_lm", config, [])
     corpus = {"train": [(TEXT, False)], "validation": [(TEXT[:200], False)]}
     tokenizer, _ = lm_runs.prepare(directory, lambda: corpus, "char", min_count=1)
-    model, optimizer = lm_runs.build(config.model, tokenizer.vocab_size), lm_runs.make_optimizer(config)
+    model = lm_runs.build(config.model, tokenizer.vocab_size)
     with Checkpoints(directory / "checkpoints") as checkpoints:
-        checkpoints.save(0, lm_runs.initial(config, model, optimizer), {})
+        checkpoints.save(0, lm_runs.initial(config, model, jax.random.key(config.seed)), {})
     return directory
 
 

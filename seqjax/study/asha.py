@@ -54,6 +54,8 @@ def run(
 ) -> Outcome:
     """`run_study` for ``config.slots``; members are evaluated and may be replaced every ``rung`` steps."""
     k, slots = len(keys), config.slots or 1
+    if loop.patience is not None:
+        raise InputError(f"loop.patience={loop.patience} and study.slots={slots}: members end at rungs; leave one out.")
     rungs = rung_steps(config, k, loop.steps)
     if config.rung is None:  # the nearest that divides the steps
         rung = max(n for n in range(1, rungs[0] + 1) if loop.steps % n == 0)
