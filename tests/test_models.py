@@ -231,7 +231,7 @@ def test_overfits_a_toy_batch(name):
     assert not np.any(metrics["skipped"][0])
 
 
-@each(("rnn_lm-elman-2",), TRAINED)
+@each(("rnn_lm-elman-2",), ("rnn_lm-elman-2", "fixed_window-tree", "transformer-learned"))
 def test_a_vmapped_study_is_single_runs(name):
     """Three seeds, each with hyperparameters of its own, in one program."""
     train_step, start, tokens = memorise(name)
