@@ -137,7 +137,6 @@ def printed(tmp_path_factory):
         yield out.getvalue()
 
 
-@pytest.mark.fast
 def test_smoke(printed):
     run, rows = Path("run"), read_metrics("run/metrics.jsonl")
     assert len(rows) == 2 * (2 * 2) * 3 + 2 * 2 * 2  # units, members, splits
@@ -192,7 +191,6 @@ def test_resume_does_what_is_missing(printed, monkeypatch):
     assert path.read_text() == before
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     ("words", "message"),
     [
