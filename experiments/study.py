@@ -142,7 +142,8 @@ def train_part(module: Any, part: Part, directory: Path, run: Run, first: int) -
     setup = module.setup(replace(members[0][1], hyper=used), run.directory / "best")
     batches = None
     if config.own_data:
-        of_seed = {member.seed: module.setup(member, run.directory / "best").batches for _, member in members}
+        seeds = {member.seed: member for _, member in members}  # the data depend on nothing else
+        of_seed = {seed: module.setup(member, run.directory / "best").batches for seed, member in seeds.items()}
         batches = [of_seed[member.seed] for _, member in members]
     keys = jnp.stack([jax.random.key(member.seed) for _, member in members])
     what = ", ".join(f"{name} {value}" for name, value in part.choices.items())

@@ -9,24 +9,9 @@ import pytest
 
 from seqjax.study import figures
 from seqjax.study.tables import by_point
+from tests.test_study_tables import ranked, result
 
 CELLS = ("lstm", "gru", "elman")
-
-
-def result(member, point, value, status="done", step=100, seed=0, **metrics):
-    metrics = {"loss": value, **metrics}
-    row = {"member": member, "seed": seed, "point": point, "status": status, "step": step}
-    return row | {"value": value, "metrics": metrics, "command": "python -m experiments.char_lm"}
-
-
-def ranked(results, highest=False):
-    """As a study ranks them: those that came to the end first, lost ones last."""
-
-    def order(row):
-        value = math.inf if row["value"] is None else -row["value"] if highest else row["value"]
-        return row["status"] in ("diverged", "failed"), row["status"] == "halved", value
-
-    return [{"rank": i + 1, **row} for i, row in enumerate(sorted(results, key=order))]
 
 
 def study(points, seeds=1, fate=lambda point, seed: ("done", 100)):

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from seqjax.checkpoint import Checkpoints
@@ -22,7 +22,20 @@ from seqjax.errors import InputError
 from seqjax.reporting import Reporter
 from seqjax.study import engine
 from seqjax.study.engine import Member, Plan
-from seqjax.study.parts import Measure, Outcome, Study, averages_of, make_plan, numbered, rung_steps, stack_all
+from seqjax.study.parts import (
+    STEPS_PER_CALL,
+    Measure,
+    Outcome,
+    Study,
+    begin,
+    largest_divisor,
+    make_plan,
+    numbered,
+    report,
+    rung_steps,
+    stack_all,
+    stop_after_saving,
+)
 from seqjax.study.standings import Result, Standings
 from seqjax.train import Hyper, Loop, Setup, State, sigterm
 from seqjax.types import PyTree
@@ -58,13 +71,13 @@ def run(
         raise InputError(f"loop.patience={loop.patience} and study.slots={slots}: members end at rungs; leave one out.")
     rungs = rung_steps(config, k, loop.steps)
     if config.rung is None:  # the nearest that divides the steps
-        rung = max(n for n in range(1, rungs[0] + 1) if loop.steps % n == 0)
+        rung = largest_divisor(loop.steps, rungs[0])
         rungs = rung_steps(replace(config, rung=rung), k, loop.steps)
     stretch = rungs[0] if rungs else loop.steps
     if loop.steps % stretch:
         raise InputError(f"loop.steps={loop.steps} is no multiple of study.rung={stretch}, where members are compared.")
     sources = batches or [setup.batches] * k
-    piece = max(n for n in range(1, min(stretch, 100) + 1) if stretch % n == 0)
+    piece = largest_divisor(stretch, STEPS_PER_CALL)
     example = stack_all(list(sources[0](0, piece)))
     plan = make_plan(config, setup, slots, example, own=True)
     results = [Result(first + i, {name: float(x[i]) for name, x in hypers._asdict().items()}) for i in range(k)]
@@ -73,7 +86,7 @@ def run(
     standings = Standings(results, loop, evaluated=setup.evaluation is not None, max_loss=config.max_loss)
     measure = None if setup.evaluation is None else Measure(setup.evaluation, config.eval_batches)
     batch = jax.tree.map(lambda a: a[0], example)
-    begin = _Beginners(plan, setup, hypers, keys, batch)
+    entered = partial(begin, plan, setup, hypers, keys, batch)
 
     with ExitStack() as stack:
         stop, saved, checkpoints, reporter = stack.enter_context(sigterm()), None, None, None
@@ -85,8 +98,8 @@ def run(
             total = -(-k * loop.steps // (stretch * slots))  # ticks, if nobody ended early
             reporter = stack.enter_context(Reporter(directory, total_steps=total, resume_step=resumed, console=console))
         if saved is None:
-            rows = [-1] * (-(-slots // plan.unit) * plan.unit)
-            members = begin([0] * len(rows))
+            rows = [-1] * plan.rows(slots)
+            members = entered(rows)
             best = jax.tree.map(lambda a: a[0], members.state)
             now = _Now(0, members, best, rows, [0] * len(rows), {}, 0.0)
         else:
@@ -96,15 +109,16 @@ def run(
         began = time.monotonic() - now.seconds
 
         while True:
-            now = _filled(now, standings, begin, plan, slots)
+            now = _filled(now, standings, entered, plan, slots)
             if not standings.running():
                 break
             now = _train(now, plan, setup, sources, stretch=stretch, piece=piece, end=loop.steps)
             ages = dict(zip(now.rows, now.ages, strict=True))
-            values = dict(zip(now.rows, averages_of(now.members.meter), strict=True))
-            failed_at = dict(zip(now.rows, np.asarray(now.members.failed_at).tolist(), strict=True))
-            now = now._replace(members=now.members._replace(meter=jax.tree.map(jnp.zeros_like, now.members.meter)))
-            shown = {"train": standings.train(ages, values, failed_at)}
+            members, values, failed_at = report(now.members)
+            now = now._replace(members=members)
+            losses = dict(zip(now.rows, values, strict=True))
+            failed = dict(zip(now.rows, failed_at, strict=True))
+            shown = {"train": standings.train(ages, losses, failed)}
             if measure is not None:
                 values = dict(zip(now.rows, measure(plan, now.members.state), strict=True))
                 shown["validation"] = {i: values[i] for i in standings.running()}
@@ -138,28 +152,12 @@ def run(
                 }
                 checkpoints.save(now.tick, (now.members, now.best), metadata)
             if stopping:
-                if checkpoints is not None and reporter is not None:
-                    checkpoints.wait()
-                    reporter.note(f"stopped by SIGTERM; saved after {now.tick} rungs, go on with --resume")
-                raise SystemExit(143)
+                stop_after_saving(checkpoints, reporter, f"after {now.tick} rungs")
         seconds = time.monotonic() - began
     return Outcome(standings.ranked(), None if standings.best() is None else now.best, plan, seconds)
 
 
-class _Beginners:
-    """Members before their first step, by their numbers."""
-
-    def __init__(self, plan: Plan, setup: Setup, hypers: Hyper, keys: jax.Array, batch: PyTree):
-        self._plan, self._setup, self._hypers, self._keys, self._batch = plan, setup, hypers, keys, batch
-
-    def __call__(self, numbers: Sequence[int]) -> Member:
-        """As many as a program has rows."""
-        at = np.array(numbers)
-        hypers = Hyper._make(np.asarray(x, np.float32)[at] for x in self._hypers)
-        return engine.start_all(self._plan, self._setup, self._keys[at], hypers, self._batch)
-
-
-def _filled(now: _Now, standings: Standings, begin: _Beginners, plan: Plan, slots: int) -> _Now:
+def _filled(now: _Now, standings: Standings, entered: Callable[[list[int]], Member], plan: Plan, slots: int) -> _Now:
     """Everybody who waits and finds a free place begins there."""
     running, waiting = standings.running(), standings.waiting()
     free = [row for row in range(slots) if now.rows[row] not in running]
@@ -171,7 +169,7 @@ def _filled(now: _Now, standings: Standings, begin: _Beginners, plan: Plan, slot
         rows[row], ages[row] = i, 0
         standings.results[i].status = "running"
     where = np.isin(np.arange(len(rows)), [row for row, _ in entering])
-    members = engine.choose_all(plan, where, begin([max(i, 0) for i in rows]), now.members)
+    members = engine.choose_all(plan, where, entered(rows), now.members)
     return now._replace(members=members, rows=rows, ages=ages)
 
 

@@ -50,6 +50,10 @@ class Plan(NamedTuple):
         """What the number of members is a multiple of. In a vmap of one or two a member would have other bits."""
         return self.devices * (NARROWEST if self.chunk is None else self.chunk)
 
+    def rows(self, k: int) -> int:
+        """The rows of a program for k members: some may only fill."""
+        return -(-k // self.unit) * self.unit
+
     @property
     def sharding(self) -> NamedSharding | None:
         """Where members are."""

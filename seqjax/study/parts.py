@@ -4,15 +4,18 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from seqjax.checkpoint import Checkpoints
 from seqjax.errors import InputError
+from seqjax.reporting import Reporter
 from seqjax.study import engine
-from seqjax.study.engine import Plan
+from seqjax.study.engine import Member, Plan
 from seqjax.study.standings import Result
 from seqjax.train import Evaluation, Hyper, Loop, Setup, State, averages, check_hyper
 from seqjax.types import PyTree
@@ -114,8 +117,12 @@ def steps_per_call(loop: Loop, rungs: tuple[int, ...], *, evaluated: bool, saved
     intervals = [loop.log_every, *rungs]
     intervals += [loop.eval_every] if evaluated else []
     intervals += [loop.checkpoint_every] if saved else []
-    common = math.gcd(*intervals)
-    return max(n for n in range(1, min(common, STEPS_PER_CALL) + 1) if common % n == 0)
+    return largest_divisor(math.gcd(*intervals), STEPS_PER_CALL)
+
+
+def largest_divisor(n: int, most: int) -> int:
+    """The largest divisor of n that is at most so large."""
+    return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
 
 
 # --- data
@@ -133,17 +140,21 @@ class Stream:
         """The batches of the steps start … stop-1 as ``[S, …]``, or ``[W, S, …]`` for own ones, in few pieces."""
         if start != self._next:
             self._iterators = [iter(source(start, self._steps)) for source in self._sources]
-        read = [list(itertools.islice(iterator, stop - start)) for iterator in self._iterators]
         self._next = stop
+        # A member that is no longer in a row never comes back: its batches need not be read.
+        read = {i: list(itertools.islice(self._iterators[i], stop - start)) for i in self._read_for(rows)}
         if not self.own:
             yield from _stacked(read[0])
             return
         try:
-            yield jax.tree.map(lambda *a: np.stack(a), *[stack_all(read[max(row, 0)]) for row in rows])
+            yield stack_all([stack_all(read[max(row, 0)]) for row in rows])
         except ValueError as error:
             raise InputError(
                 "batches: those of members differ in shape, as buckets do; let all members have the same batches."
             ) from error
+
+    def _read_for(self, rows: Sequence[int]) -> set[int]:
+        return {max(row, 0) for row in rows} if self.own else {0}
 
     def example(self) -> PyTree:
         """What the first call trains one member with, ``[S, …]``."""
@@ -197,7 +208,7 @@ def make_plan(config: Study, setup: Setup, k: int, batches: PyTree, *, own: bool
         chunk = max(engine.NARROWEST, int(CACHE / state))
     plan = Plan(_even(share, chunk), mesh)
     budget = engine.available_memory() if config.memory is None else 1e9 * config.memory
-    need = engine.memory_of(plan, setup, -(-k // plan.unit) * plan.unit, batches, own=own)
+    need = engine.memory_of(plan, setup, plan.rows(k), batches, own=own)
     if need <= budget:
         return plan
     memory = engine.predict_memory(setup, batches, own=own)
@@ -217,6 +228,27 @@ def make_plan(config: Study, setup: Setup, k: int, batches: PyTree, *, own: bool
 def _even(share: int, chunk: int | None) -> int | None:
     """The size of chunks at most so large, such that few rows are left over; None for all at once."""
     return None if chunk is None or chunk >= share else -(-share // -(-share // chunk))
+
+
+def begin(plan: Plan, setup: Setup, hypers: Hyper, keys: jax.Array, batch: PyTree, members: Sequence[int]) -> Member:
+    """The members of these numbers before their first step; for -1, which only fills a row, those of number 0."""
+    at = np.maximum(members, 0)
+    numbers = Hyper._make(np.asarray(x, np.float32)[at] for x in hypers)
+    return engine.start_all(plan, setup, keys[at], numbers, batch)
+
+
+def report(members: Member) -> tuple[Member, list[dict[str, float]], list[int]]:
+    """The members with an empty meter; what was in it, row by row; and when each of them failed."""
+    values, failed_at = averages_of(members.meter), np.asarray(members.failed_at).tolist()
+    return members._replace(meter=jax.tree.map(jnp.zeros_like, members.meter)), values, failed_at
+
+
+def stop_after_saving(checkpoints: Checkpoints | None, reporter: Reporter | None, where: str) -> NoReturn:
+    """What SIGTERM asks for."""
+    if checkpoints is not None and reporter is not None:
+        checkpoints.wait()
+        reporter.note(f"stopped by SIGTERM; saved {where}, go on with --resume")
+    raise SystemExit(143)
 
 
 class Measure:

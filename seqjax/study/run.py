@@ -20,12 +20,14 @@ from seqjax.study.parts import (
     Outcome,
     Stream,
     Study,
-    averages_of,
+    begin,
     checked,
     make_plan,
     numbered,
+    report,
     rung_steps,
     steps_per_call,
+    stop_after_saving,
 )
 from seqjax.study.standings import Result, Standings
 from seqjax.train import Hyper, Loop, Setup, State, sigterm
@@ -89,7 +91,9 @@ def run_study(
     rungs = rung_steps(config, k, loop.steps)
     stride = steps_per_call(loop, rungs, evaluated=setup.evaluation is not None, saved=directory is not None)
     stream = Stream(setup, batches, stride, loop.steps)
-    plan = make_plan(config, setup, k, stream.example(), own=stream.own)
+    example = stream.example()
+    batch = jax.tree.map(lambda a: a[0], example)
+    plan = make_plan(config, setup, k, example, own=stream.own)
     results = [Result(first + i, {name: float(x[i]) for name, x in hypers._asdict().items()}) for i in range(k)]
     standings = Standings(results, loop, evaluated=setup.evaluation is not None, max_loss=config.max_loss)
     measure = None if setup.evaluation is None else Measure(setup.evaluation, config.eval_batches)
@@ -99,13 +103,16 @@ def run_study(
         if directory is not None:
             checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", keep=loop.keep))
             if resume:
-                saved = checkpoints.restore(lambda metadata: _template(metadata, plan, setup, stream, loop))
+                saved = checkpoints.restore(lambda metadata: _template(metadata, plan, setup, batch, loop))
             resumed = None if saved is None else saved.step
             reporter = stack.enter_context(
                 Reporter(directory, total_steps=loop.steps, resume_step=resumed, console=console)
             )
         if saved is None:
-            now = _begin(plan, setup, hypers, keys, stream, loop)
+            rows = [*range(k), *[-1] * (plan.rows(k) - k)]
+            members = begin(plan, setup, hypers, keys, batch, rows)
+            best = jax.tree.map(jnp.copy, members.state) if loop.patience is not None else None
+            now = _Now(0, members, best, rows, 0.0)
         else:
             standings.restore(saved.metadata["results"])
             members, best = saved.tree
@@ -117,9 +124,8 @@ def run_study(
             now = _train(plan, setup, stream, now, step)
             last, running = step == loop.steps, len(standings.running())
             if step % loop.log_every == 0 or last:
-                values = averages_of(now.members.meter)
-                now = now._replace(members=now.members._replace(meter=jax.tree.map(jnp.zeros_like, now.members.meter)))
-                failed_at = np.asarray(now.members.failed_at).tolist()
+                members, values, failed_at = report(now.members)
+                now = now._replace(members=members)
                 steps = dict.fromkeys(now.rows, step)
                 shown = standings.train(steps, _by_member(now, values), _by_member(now, failed_at))
                 if reporter is not None:
@@ -149,10 +155,7 @@ def run_study(
                 metadata = {"rows": now.rows, "seconds": now.seconds, "results": standings.saved()}
                 checkpoints.save(step, (now.members, now.best), metadata)
             if stopping:
-                if checkpoints is not None and reporter is not None:
-                    checkpoints.wait()
-                    reporter.note(f"stopped by SIGTERM; saved at step {step}, go on with --resume")
-                raise SystemExit(143)
+                stop_after_saving(checkpoints, reporter, f"at step {step}")
         seconds = time.monotonic() - began
 
     ranked, best = standings.ranked(), None
@@ -169,20 +172,9 @@ def _by_member(now: _Now, values: Sequence) -> dict:
 # --- the parts of the loop
 
 
-def _begin(plan: Plan, setup: Setup, hypers: Hyper, keys: jax.Array, stream: Stream, loop: Loop) -> _Now:
-    """All members before their first step."""
-    rows = [*range(len(keys)), *[-1] * (-len(keys) % plan.unit)]
-    at = np.maximum(rows, 0)
-    batch = jax.tree.map(lambda a: a[0], stream.example())
-    numbers = Hyper._make(np.asarray(x, np.float32)[at] for x in hypers)
-    members = engine.start_all(plan, setup, keys[at], numbers, batch)
-    best = jax.tree.map(jnp.copy, members.state) if loop.patience is not None else None
-    return _Now(0, members, best, rows, 0.0)
-
-
-def _template(metadata: dict, plan: Plan, setup: Setup, stream: Stream, loop: Loop) -> PyTree:
+def _template(metadata: dict, plan: Plan, setup: Setup, batch: PyTree, loop: Loop) -> PyTree:
     """The shapes of what was saved."""
-    one = engine.abstract_member(setup, jax.tree.map(lambda a: a[0], stream.example()))
+    one = engine.abstract_member(setup, batch)
     members = engine.abstract_members(one, len(metadata["rows"]), plan)
     return members, members.state if loop.patience is not None else None
 
@@ -196,7 +188,7 @@ def _train(plan: Plan, setup: Setup, stream: Stream, now: _Now, step: int) -> _N
 
 def _compacted(plan: Plan, now: _Now, wanted: list[int], k: int) -> _Now:
     """Only the wanted members, once a narrower program holds them."""
-    widths = (-(-k // 2**i // plan.unit) * plan.unit for i in range(k.bit_length()))
+    widths = (plan.rows(-(-k // 2**i)) for i in range(k.bit_length()))
     width = min(n for n in widths if n >= len(wanted))
     if width >= len(now.rows):
         return now
