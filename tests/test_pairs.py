@@ -247,7 +247,7 @@ def test_an_epoch_with_more_batches_than_steps_leaves_out_others_each_time():
         ({"pairs": []}, "pairs: there are none"),
         ({"shapes": []}, "shapes"),
         ({"shapes": [(0, 2, 2)]}, "shapes"),
-        ({"shapes": [(1, 2, 3), (1, 3, 2)]}, "S and T growing"),
+        ({"shapes": [(1, 2, 3), (1, 3, 2)]}, "lengths, which grow"),
     ],
 )
 def test_buckets_reject(bad, message):

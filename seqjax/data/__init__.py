@@ -8,6 +8,11 @@ For models from sequence to sequence there are pairs of ids. Their texts come fr
 `seqjax.data.cmudict` (words and their pronunciations) or `seqjax.data.scitldr` (abstracts and their summaries).
 """
 
+from seqjax.data.buckets import Buckets as Buckets
+from seqjax.data.buckets import Shape as Shape
+from seqjax.data.buckets import each_once as each_once
+from seqjax.data.buckets import padded as padded
+from seqjax.data.buckets import plan_shapes as plan_shapes
 from seqjax.data.pairs import Pair as Pair
 from seqjax.data.pairs import PairBatch as PairBatch
 from seqjax.data.pairs import PairBuckets as PairBuckets

@@ -1,8 +1,4 @@
-"""Batches of pairs of sequences, in few shapes, each a pure function of the step.
-
-A compiled program has one shape, so sequences of different lengths are padded. To pad little, pairs of like length
-share a batch: every pair belongs to the first bucket that holds both its sides, and a bucket has one shape [B, S, T].
-There are few buckets, so there are few compilations.
+"""Batches of pairs of sequences: buckets of shapes [B, S, T], see `seqjax.data.buckets`.
 
 A pair is two vectors of ids without specials. A source of n ids has length n + 1, its `<eos>` included, and so has a
 target.
@@ -10,10 +6,12 @@ target.
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from seqjax.data.buckets import Plan, bucket_of, cut, each_once, plan_shapes, read_part, shuffled
 from seqjax.errors import InputError
 from seqjax.text import EOS, PAD, SOS
 from seqjax.types import Array
@@ -38,17 +36,9 @@ class PairBatch(NamedTuple):
 def bucket_shapes(
     pairs: Sequence[Pair], *, tokens_per_batch: int, n_buckets: int, max_lengths: tuple[int, int]
 ) -> tuple[Shape, ...]:
-    """The shapes (B, S, T) of at most ``n_buckets`` buckets, shortest first, that pad these pairs the least.
+    """`plan_shapes` of pairs: their lengths, and ``max_lengths``, include ``<eos>``.
 
-    Pairs are ordered by the longer side, and cut into buckets where the sum of S + T over all pairs is least, by
-    dynamic programming over the lengths that occur; S and T are the longest sides up to there. B is the greatest
-    with ``B max(S, T) <= tokens_per_batch``, but at least 1, and not above the number of pairs in the bucket.
-
-    Args:
-      pairs: those of the training set; where they are encoded anew every epoch, those of one epoch.
-      tokens_per_batch: the bound on a batch, padding included, of either side.
-      n_buckets: how many shapes, and so compilations, there may be.
-      max_lengths: the longest source and the longest target, ``<eos>`` included; longer ones will be cut.
+    Where they are encoded anew every epoch, give those of one epoch.
 
     Raises:
       InputError: there are no pairs, or a bound is too small.
@@ -57,42 +47,10 @@ def bucket_shapes(
     >>> bucket_shapes(pairs, tokens_per_batch=20, n_buckets=2, max_lengths=(50, 50))
     ((3, 3, 3), (2, 10, 10))
     """
-    for name, value in (("tokens_per_batch", tokens_per_batch), ("n_buckets", n_buckets)):
-        if value < 1:
-            raise InputError(f"{name}: {value} is below 1.")
     if min(max_lengths) < 2:
         raise InputError(f"max_lengths: {max_lengths} leaves no room beside <eos>; give 2 or more for each side.")
-    lengths = np.minimum(_lengths(pairs), max_lengths)
-    lengths = lengths[np.argsort(lengths.max(axis=1), kind="stable")]
-    borders, counts = np.unique(lengths.max(axis=1), return_counts=True)
-    upto = np.concatenate([[0], np.cumsum(counts)])
-    widths = np.maximum.accumulate(lengths, axis=0)[upto[1:] - 1]  # S and T of a bucket that ends at this border
-    ends = _ends(upto, widths.sum(axis=1), min(n_buckets, len(borders)))
-    shapes = []
-    for begin, end in zip([0, *ends], ends, strict=False):
-        source, target = widths[end - 1].tolist()
-        batch = min(tokens_per_batch // max(source, target), int(upto[end] - upto[begin]))
-        shapes.append((max(batch, 1), source, target))
-    return tuple(shapes)
-
-
-def _ends(upto: np.ndarray, width: np.ndarray, n: int) -> list[int]:
-    """Where n buckets end so that the padded size is least; `upto` [K+1] pairs come before each of K+1 borders.
-
-    least_n(k) = min_{i < k} least_{n-1}(i) + (upto_k - upto_i) width_k,    least_0(0) = 0
-    """
-    sizes = (upto[1:, None] - upto[None, :-1]) * width[:, None]
-    sizes = np.where(np.arange(len(width))[:, None] >= np.arange(len(width)), sizes, np.inf)  # [k - 1, i]
-    least = np.where(upto == 0, 0.0, np.inf)
-    begins = []
-    for _ in range(n):
-        total = least[:-1] + sizes
-        begins.append(np.argmin(total, axis=1))
-        least = np.concatenate([[np.inf], total.min(axis=1)])
-    ends = [len(width)]
-    for begin in reversed(begins[1:]):
-        ends.append(int(begin[ends[-1] - 1]))
-    return ends[::-1]
+    options = {"tokens_per_batch": tokens_per_batch, "n_buckets": n_buckets, "max_lengths": max_lengths}
+    return tuple((b, s, t) for b, s, t in plan_shapes(_lengths(pairs), **options))
 
 
 class PairBuckets:
@@ -135,7 +93,7 @@ class PairBuckets:
         if seed < 0:
             raise InputError(f"seed: {seed} is negative; give 0 or more.")
         self.shapes, self.seed = tuple(shapes), seed
-        self.steps_per_epoch = len(_cut(_bucket_of(pairs, shapes), np.arange(len(pairs)), shapes))
+        self.steps_per_epoch = len(cut(bucket_of(_lengths(pairs), shapes), np.arange(len(pairs)), shapes))
         self.cut_sources, self.cut_targets = count_cut(pairs, shapes)
         self._encode, self._multiple, self._rows = encode or (lambda epoch: pairs), multiple, rows
         self._latest = (-1, [], [])  # what the last batch needed, since the next one will be of the same epoch
@@ -149,19 +107,12 @@ class PairBuckets:
             self._latest = (epoch, *self._epoch(epoch))
         _, pairs, plan = self._latest
         bucket, rows = plan[index % len(plan)]
-        n_rows, n_source, n_target = self.shapes[bucket]
-        mine = self._rows(n_rows + -n_rows % self._multiple)
-        return _batch([pairs[row] for row in rows[mine[mine < len(rows)]]], (len(mine), n_source, n_target))
+        return read_part(partial(_batch, pairs), rows, self.shapes[bucket], self._multiple, self._rows)
 
-    def _epoch(self, epoch: int) -> tuple[Sequence[Pair], list[tuple[int, np.ndarray]]]:
-        """The pairs of an epoch and its batches in order, each a bucket and rows."""
+    def _epoch(self, epoch: int) -> tuple[Sequence[Pair], Plan]:
+        """The pairs of an epoch and its batches in order."""
         pairs = self._encode(epoch)
-        # Sorting raw words shuffles, and they never change between NumPy versions; a Generator's permutation may.
-        words = np.random.SeedSequence(self.seed, spawn_key=(epoch,)).generate_state(2 * len(pairs), np.uint64)
-        order = np.argsort(words[: len(pairs)], kind="stable")
-        plan = _cut(_bucket_of(pairs, self.shapes), order, self.shapes)
-        mixed = np.argsort(words[len(pairs) :][: len(plan)], kind="stable")
-        return pairs, [plan[i] for i in mixed]
+        return pairs, shuffled(bucket_of(_lengths(pairs), self.shapes), self.shapes, self.seed, epoch)
 
 
 def evaluation_batches(pairs: Sequence[Pair], shapes: Sequence[Shape]) -> Iterator[tuple[np.ndarray, PairBatch]]:
@@ -178,10 +129,7 @@ def evaluation_batches(pairs: Sequence[Pair], shapes: Sequence[Shape]) -> Iterat
     [1, 2] [[6, 3], [7, 3]]
     [0] [[4, 5, 3]]
     """
-    for bucket, rows in _cut(_bucket_of(pairs, shapes), np.arange(len(pairs)), shapes):
-        index = np.full(shapes[bucket][0], -1)
-        index[: len(rows)] = rows
-        yield index, _batch([pairs[row] for row in rows], shapes[bucket])
+    return each_once(_lengths(pairs), shapes, partial(_batch, pairs))
 
 
 def count_cut(pairs: Sequence[Pair], shapes: Sequence[Shape]) -> tuple[int, int]:
@@ -197,31 +145,13 @@ def _lengths(pairs: Sequence[Pair]) -> np.ndarray:
     return np.array([(len(source) + 1, len(target) + 1) for source, target in pairs])
 
 
-def _bucket_of(pairs: Sequence[Pair], shapes: Sequence[Shape]) -> np.ndarray:
-    """The first bucket that holds a pair, or the last if none does [N]."""
-    if not shapes or np.min(shapes) < 1 or (np.diff(np.array(shapes)[:, 1:], axis=0) < 0).any():
-        raise InputError(f"shapes: {tuple(shapes)} must be (B, S, T), S and T growing; take those of bucket_shapes.")
-    lengths = _lengths(pairs)
-    sources, targets = (np.searchsorted([shape[side] for shape in shapes], lengths[:, side - 1]) for side in (1, 2))
-    return np.minimum(np.maximum(sources, targets), len(shapes) - 1)
-
-
-def _cut(bucket_of: np.ndarray, order: np.ndarray, shapes: Sequence[Shape]) -> list[tuple[int, np.ndarray]]:
-    """Batches bucket by bucket, the rows of each in the given order; the last of a bucket may have fewer."""
-    plan = []
-    for bucket, (batch, _, _) in enumerate(shapes):
-        rows = order[bucket_of[order] == bucket]
-        plan += [(bucket, rows[i : i + batch]) for i in range(0, len(rows), batch)]
-    return plan
-
-
-def _batch(pairs: Sequence[Pair], shape: Shape) -> PairBatch:
+def _batch(pairs: Sequence[Pair], rows: np.ndarray, shape: Sequence[int]) -> PairBatch:
     n_rows, n_source, n_target = shape
     source = np.full((n_rows, n_source), PAD, np.int32)
     inputs, targets = (np.full((n_rows, n_target), PAD, np.int32) for _ in range(2))
     lengths, where = np.ones(n_rows, np.int32), np.zeros((n_rows, n_target), bool)
     inputs[:, 0] = SOS
-    for row, (ids, answer) in enumerate(pairs):
+    for row, (ids, answer) in enumerate(pairs[i] for i in rows):
         lengths[row] = min(len(ids) + 1, n_source)
         source[row, : lengths[row] - 1] = ids[: lengths[row] - 1]
         length = min(len(answer) + 1, n_target)

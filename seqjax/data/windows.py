@@ -35,7 +35,7 @@ AnyBatch = TypeVar("AnyBatch", bound=tuple, covariant=True)
 
 @runtime_checkable
 class Steps(Protocol[AnyBatch]):
-    """Batches by step, each a pure function of the step: `BPTTWindows`, `PairBuckets`."""
+    """Batches by step, each a pure function of the step: `BPTTWindows`, `Buckets`, `PairBuckets`."""
 
     def __getitem__(self, step: int, /) -> AnyBatch:
         """The batch of a step >= 0."""
