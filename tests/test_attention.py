@@ -225,8 +225,9 @@ def test_memory_is_linear_and_an_eighth(monkeypatch):
 
 def test_small_ones_take_the_reference(monkeypatch):
     monkeypatch.setattr(seqjax.attention, "BLOCK", 256)
-    assert not seqjax.attention._large(1, 512)
-    assert seqjax.attention._large(64, 64)
+    q, k = jnp.zeros((2, 64, 3, 1)), jnp.zeros((2, 512, 3, 1))
+    assert not seqjax.attention._large(q[:, :1], k)
+    assert seqjax.attention._large(q, q)
 
 
 # --- multi-head

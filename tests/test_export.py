@@ -211,7 +211,7 @@ def test_an_encoder_decoder_takes_any_size(name, folder):
 def test_attention_chooses_by_size_when_it_is_compiled(options, monkeypatch):
     """Below 3 x 3 the reference, up to 4 x 4 one block, then several."""
     monkeypatch.setattr(seqjax.attention, "BLOCK", 4)
-    monkeypatch.setattr(seqjax.attention, "_large", lambda n, m: at_least(n * m, 9))
+    monkeypatch.setattr(seqjax.attention, "_large", lambda q, k: at_least(q.shape[1] * k.shape[1], 9))
 
     def attend(q, k):
         more = {**options, "bias": jnp.sin(q[..., :1, :].sum(-1))[:, None] if "bias" in options else None}
