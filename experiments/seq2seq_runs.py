@@ -30,7 +30,7 @@ from experiments.lm_runs import data_seed, make_optimizer, reading, start, write
 from seqjax import decoding, distributed, export, losses, nn, sharding, train
 from seqjax.checkpoint import Checkpoints
 from seqjax.config import Run, newest_run, read_config
-from seqjax.data import PairBuckets, batches, bucket_shapes, count_cut, evaluation_batches, text_lines
+from seqjax.data import PairBuckets, batches, bucket_shapes, count_cut, evaluation_batches, read_lines
 from seqjax.errors import InputError
 from seqjax.models import rnn_seq2seq, transformer_seq2seq
 from seqjax.reporting import attention_map
@@ -254,7 +254,7 @@ def load_corpus(directory: Path) -> dict[str, list[Example]]:
     """split -> its examples, from a run."""
 
     def examples(file: Path) -> list[Example]:
-        records = map(json.loads, text_lines(file))
+        records = map(json.loads, read_lines(file))
         return [Example(record["source"], tuple(record["targets"])) for record in records]
 
     return {file.stem: examples(file) for file in sorted((directory / "corpus").glob("*.jsonl"))}
@@ -850,7 +850,7 @@ def commands(task: Task) -> dict[str, tuple[type, Callable[[Any], None]]]:
 
     def predict(options: PredictOptions) -> None:
         """Write a text for each line of a file, or of the standard input."""
-        lines = text_lines(options.input) if options.input else _standard_input()
+        lines = read_lines(options.input) if options.input else _standard_input()
         _, config, writer, search = opened(options, average=options.average)
         sources = [task.clean(config, line) for line in lines]
         text = "".join(

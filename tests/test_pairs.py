@@ -326,7 +326,7 @@ def test_parallel_texts_of_different_length(tmp_path):
     ("name", "content", "message"),
     [
         ("a.de", None, "cannot read the text"),
-        ("a.de", b"ab\xff", "byte 2 is not valid UTF-8"),
+        ("a.de", b"ab\xff", "a.de:1: the byte 0xff is not utf-8"),
         ("a.de.gz", b"no gzip", "cannot read the text"),
         ("a.de.gz", gzip.compress(b"a text", mtime=0)[:-9], "cannot read the text"),
         ("a.de.gz", gzip.compress(b"a text" * 9, mtime=0)[:12] + b"\xff" * 20, "cannot read the text"),

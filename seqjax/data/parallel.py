@@ -1,11 +1,9 @@
 """Parallel corpora: a text in two languages, line by line."""
 
-import gzip
-import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from seqjax.data.files import PathLike, read_lines
 from seqjax.errors import InputError
 
 NAMES = {
@@ -16,33 +14,12 @@ NAMES = {
 """How the files of a split are called, before ``.de`` or ``.de.gz``; the last is Multi30k's."""
 
 
-def text_lines(path: str | os.PathLike[str]) -> list[str]:
-    r"""The lines of a UTF-8 file, .gz too, without their ends, which are ``\n`` or ``\r\n`` and nothing else.
-
-    Raises InputError if the file cannot be read or is not UTF-8.
-    """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not valid UTF-8; convert the file to UTF-8.") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot read the text ({error}); give a UTF-8 file, or one in .gz.") from error
-    lines = text.split("\n")
-    if not lines[-1]:
-        lines.pop()  # the file ends with a line's end, as it should
-    return [line.removesuffix("\r") for line in lines]
-
-
-def parallel_texts(
-    source_path: str | os.PathLike[str], target_path: str | os.PathLike[str]
-) -> tuple[list[str], list[str]]:
+def parallel_texts(source_path: PathLike, target_path: PathLike) -> tuple[list[str], list[str]]:
     """The lines of two files of which each line translates the same line of the other; empty lines are kept.
 
     Raises InputError if a file cannot be read, or the files have different numbers of lines.
     """
-    sources, targets = text_lines(source_path), text_lines(target_path)
+    sources, targets = read_lines(source_path), read_lines(target_path)
     if len(sources) != len(targets):
         raise InputError(
             f"{source_path} has {len(sources)} lines and {target_path} has {len(targets)}; give files that are "
@@ -52,7 +29,7 @@ def parallel_texts(
 
 
 def parallel_folder(
-    path: str | os.PathLike[str], source_language: str, target_language: str
+    path: PathLike, source_language: str, target_language: str
 ) -> dict[str, tuple[list[str], list[str]]]:
     """A folder with a file a split and language, as a corpus: train, validation and, where there is one, test.
 
