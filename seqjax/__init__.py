@@ -9,6 +9,7 @@ from importlib import import_module as _import_module
 from seqjax import attention as attention
 from seqjax import cells as cells
 from seqjax import convert as convert
+from seqjax import crf as crf
 from seqjax import decoding as decoding
 from seqjax import layers as layers
 from seqjax import losses as losses

@@ -3,7 +3,7 @@
     B batch          T time (targets, queries)     S source time (keys, values)
     D input size     H hidden size                 G gates of a cell (lstm 4, gru 3, elman 1); GH is G times H
     N heads          K key/value heads             V vocabulary
-    L layers
+    L layers                       Y tags
 
 Annotations are checked in the tests only (jaxtyping with beartype); without jaxtyping they are plain ``jax.Array``.
 """
