@@ -26,7 +26,7 @@ from seqjax import decoding, distributed, export, losses, nn, sharding, train
 from seqjax.config import Run, newest_run, read_config
 from seqjax.data import BPTTWindows, batches, evaluation_windows, tokens
 from seqjax.errors import InputError
-from seqjax.models import fixed_window_lm, rnn_lm, transformer_lm
+from seqjax.models import fixed_window_lm, masked_lm, rnn_lm, transformer_lm
 from seqjax.text import EOS, SPECIALS, UNK, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
 MODULES: dict[type, Callable[..., nnx.Module]] = {
@@ -35,6 +35,9 @@ MODULES: dict[type, Callable[..., nnx.Module]] = {
     transformer_lm.TransformerConfig: transformer_lm.TransformerLM,
 }
 """The model of each type of configuration: ``module(config, vocab_size, rngs=…)``, with the methods `Model` needs."""
+
+TRUNKS: dict[type, Callable[..., nnx.Module]] = {**MODULES, masked_lm.MaskedLMConfig: masked_lm.MaskedLM}
+"""What others can be started from, by ``hidden(tokens, lengths, dropout=, key=)``; a masked model does not write."""
 
 Corpus = Mapping[str, Iterable[tuple[str, bool]]]
 
@@ -53,7 +56,7 @@ class Model(NamedTuple):
 @cache  # the same functions each time, so that what is compiled for them is found again
 def build(model_config: Any, vocab_size: int) -> Model:
     """The model of a configuration as pure functions."""
-    module = MODULES[type(model_config)]
+    module = TRUNKS[type(model_config)]
 
     def make(key):
         return module(model_config, vocab_size, rngs=nnx.Rngs(key))
@@ -212,10 +215,10 @@ def data_seed(config: Any) -> int:
 
 
 def fit(
-    config: Any, run: Run, tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray]
+    config: Any, run: Run, tokenizer: Tokenizer, arrays: Mapping[str, np.ndarray], parts: train.Setup | None = None
 ) -> tuple[Model, Any, dict[str, float]]:
-    """Train: the model, its weights, and their metrics on the validation split."""
-    model, parts = build(config.model, tokenizer.vocab_size), setup(config, tokenizer, arrays, run.mesh)
+    """Train, by `setup` or another: the model, its weights, and their metrics on the validation split."""
+    model, parts = build(config.model, tokenizer.vocab_size), parts or setup(config, tokenizer, arrays, run.mesh)
     state = start(parts.init, config, run.mesh, model.axes, extra=P("batch"))
     n_weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(

@@ -14,7 +14,6 @@ changes nothing; members with such a step are counted in the table. Gradients ar
 The run directory has a line a member and split in metrics.jsonl, and table.md, summary.json, norms_residuals.png.
 """
 
-import importlib.metadata
 import itertools
 import json
 import math
@@ -35,6 +34,7 @@ from jax import lax
 from experiments import char_lm, lm_runs
 from seqjax import losses, train
 from seqjax.config import Run, run_experiment
+from seqjax.data.digits import small_digits
 from seqjax.errors import InputError
 from seqjax.layers import affine
 from seqjax.models.transformer_lm import TransformerConfig
@@ -297,19 +297,12 @@ def characters_task(variant: Variant, depth: int, part: Part, window: int, vocab
 
 def digits_data() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """split -> (images [N, 64] from -1 to 1, labels [N]): 60 % train, 20 % validate, 20 % test."""
-    try:
-        files = importlib.metadata.files("scikit-learn") or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    found = [file for file in files if file.name == "digits.csv.gz"]
-    if not found:
-        raise InputError('the digits are not installed; run: pip install "seqjax[examples]"')
-    table = np.loadtxt(str(found[0].locate()), delimiter=",", dtype=np.float32)
+    pixels, labels = small_digits()
     # In the file the digits stand writer by writer. RandomState never changes, unlike Generator.
-    table = table[np.random.RandomState(0).permutation(len(table))]
-    fifth = len(table) // 5
-    parts = np.split(table, [len(table) - 2 * fifth, len(table) - fifth])
-    arrays = [(part[:, :-1] / 8 - 1, part[:, -1].astype(np.int32)) for part in parts]
+    order = np.random.RandomState(0).permutation(len(labels))
+    fifth = len(order) // 5
+    parts = np.split(order, [len(order) - 2 * fifth, len(order) - fifth])
+    arrays = [(2 * pixels[part].reshape(len(part), -1) - 1, labels[part]) for part in parts]
     return dict(zip(("train", "validation", "test"), arrays, strict=True))
 
 

@@ -547,7 +547,7 @@ def fit(config: Any, run: Run, task: Task, texts: Texts, corpus: Corpus) -> tupl
     parts = _setup(config, model, texts, buckets, corpus)
     state = start(parts.init, config, run.mesh, model.axes)
     if run.resume:
-        check_vocabulary(run.directory, state, texts)
+        check_vocabulary(run.directory, state, digest(texts))
     n_weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
         f"run {run.directory}: {len(training_pairs(task, corpus)):,} pairs, {buckets.steps_per_epoch:,} batches an "
@@ -658,7 +658,7 @@ def show(writer: Writer, examples: Sequence[Example], config: Any, directory: Pa
             print("", *(f"  {name:10} {_line(text)}" for name, text in rows.items()), sep="\n")
 
 
-def check_vocabulary(directory: Path, template: train.State, texts: Texts) -> bool:
+def check_vocabulary(directory: Path, template: train.State, digest: np.ndarray) -> bool:
     """Whether a run has a checkpoint; raise `InputError` if it is one of other vocabularies, or of another model."""
     with Checkpoints(directory / "checkpoints") as checkpoints:
         try:
@@ -668,7 +668,7 @@ def check_vocabulary(directory: Path, template: train.State, texts: Texts) -> bo
                 f"{directory}: config.json and the tokenizer files are not those that the checkpoint was trained with; "
                 f"put its own back ({error})."
             ) from error
-    if restored is not None and not np.array_equal(restored.tree.extra, digest(texts)):
+    if restored is not None and not np.array_equal(restored.tree.extra, digest):
         raise InputError(
             f"{directory}: the vocabulary is not the one that the checkpoint was trained with; put its own tokenizer "
             "files back."
@@ -686,7 +686,7 @@ def load(directory: Path, config_type: type, *, average: int = 1) -> tuple[Any, 
         shapes = json.loads((directory / "shapes.json").read_text())
     except FileNotFoundError:
         shapes = None
-    if shapes is None or not check_vocabulary(directory, template, texts):
+    if shapes is None or not check_vocabulary(directory, template, digest(texts)):
         raise InputError(f"{directory} holds no checkpoint yet; train it further with --run {directory} --resume")
     if average > 1:
         with Checkpoints(directory / "checkpoints") as checkpoints:

@@ -34,7 +34,10 @@ from seqjax.reporting import read_metrics
 from seqjax.study import Result, Standings, Study, axes, figures, run_study
 from seqjax.study.tables import seeds_table, table
 
-EXPERIMENTS = ("char_lm", "word_lm", "fixed_window_lm", "toy_seq2seq", "g2p", "translate", "summarise")
+EXPERIMENTS = (
+    *("char_lm", "word_lm", "fixed_window_lm", "toy_seq2seq", "g2p", "translate", "summarise"),
+    *("classify", "tag", "answer", "memory_tasks", "pixel_sequences", "music", "forecast"),
+)
 FIXED = ("seed", "data_seed", "data", "loop", "study", "search", "report")
 """What all members have in common."""
 

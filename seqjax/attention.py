@@ -29,7 +29,7 @@ from seqjax.scores import dot as dot
 from seqjax.scores import general as general
 from seqjax.scores import location as location
 from seqjax.scores import scaled_dot as scaled_dot
-from seqjax.types import Array, Float, PRNGKey, Size
+from seqjax.types import Array, Float, PRNGKey
 
 IMPLEMENTATIONS = ("reference", "chunked", "xla", "cudnn")
 

@@ -70,6 +70,43 @@ def cross_entropy(
     return weighted_sum(stats, weight, smoothing, z), jnp.sum(weight)
 
 
+def binary_cross_entropy(
+    logits: Array, targets: Array, *, where: Array | None = None, label_smoothing: ArrayLike = 0.0
+) -> tuple[Array, Array]:
+    """Cross-entropy of independent yes-or-no questions, in nats: of labels that do not exclude each other.
+
+        t    = (1 - s) target + s / 2
+        loss = softplus(logit) - t logit   =   -t log σ(logit) - (1 - t) log σ(-logit)
+
+    Computed in float32, or in float64 for float64 logits.
+
+    Args:
+      logits: ``[...]``.
+      targets: ``[...]``, bool or probabilities.
+      where: ``[...]``, bool (True = keep) or weights. Where it is 0, logits and targets may be anything, NaN included.
+      label_smoothing: s, a scalar, traced or not.
+
+    Returns:
+      ``(Σ where·loss, Σ where)``.
+
+    Raises:
+      InputError: the shapes do not fit.
+
+    >>> total, weight = binary_cross_entropy(jnp.zeros((2, 3)), jnp.ones((2, 3), bool))
+    >>> print(f"{total / weight:.4f} = log 2 = {math.log(2):.4f}")
+    0.6931 = log 2 = 0.6931
+    """
+    if logits.shape != targets.shape or (where is not None and where.shape != targets.shape):
+        shapes = targets.shape, None if where is None else where.shape
+        raise InputError(f"logits {logits.shape}, targets and where {shapes} must have one shape; broadcast them")
+    dtype = np.promote_types(logits.dtype, np.float32)
+    weight = jnp.ones(logits.shape, dtype) if where is None else where.astype(dtype)
+    # Before the first operation: 0 · NaN is NaN.
+    z, t = (jnp.where(weight != 0, x.astype(dtype), jnp.zeros_like(weight)) for x in (logits, targets))
+    s = jnp.asarray(label_smoothing, dtype)
+    return jnp.sum(weight * (jax.nn.softplus(z) - ((1 - s) * t + s / 2) * z)), jnp.sum(weight)
+
+
 def coverage(attention: Array, *, where: Array | None = None) -> tuple[Array, Array]:
     """What attention looks at again, to be added to the loss of a summariser (See et al., 2017).
 

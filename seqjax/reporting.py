@@ -190,6 +190,41 @@ def attention_map(weights, source: Sequence[str], target: Sequence[str], path: s
     return Path(path)
 
 
+def confusion_map(matrix, labels: Sequence[str], path: str | os.PathLike) -> Path | None:
+    """Draw which labels were found in place of which, as a figure at ``path``.
+
+    Args:
+      matrix: ``[C, C]``, how often label i was taken for label j; the colour is the share of row i.
+      labels: their C names.
+
+    Returns the path; None if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    n = len(labels)
+    figure = Figure(figsize=(2.2 + 0.42 * n, 1.6 + 0.42 * n), dpi=160, layout="constrained")
+    axes = figure.subplots()
+    shares = [[count / (sum(row) or 1) for count in row] for row in matrix]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, row in enumerate(matrix):
+        for j, count in enumerate(row):
+            if count:
+                axes.text(
+                    j, i, f"{count:,}", ha="center", va="center", fontsize=6, color="w" if shares[i][j] > 0.5 else "k"
+                )
+    axes.set_xticks(range(n), labels, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(n), labels, fontsize=8, parse_math=False)
+    axes.set(xlabel="found", ylabel="right")
+    axes.tick_params(length=0)
+    axes.spines[:].set_color("#e4e4e4")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path)
+    return Path(path)
+
+
 def _rows(path: str | os.PathLike) -> list[dict[str, Any] | None]:
     """The JSON object in each line; None where there is none, as in a line that was cut off."""
 

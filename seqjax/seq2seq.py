@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from seqjax import pooling
 from seqjax.layers import affine
 from seqjax.types import Array, Float, Int, PRNGKey, PyTree, Scalar
 
@@ -23,11 +24,7 @@ def last_output(
     >>> print(last_output(ys, jnp.array([2])), last_output(ys, jnp.array([2]), bidirectional=True))
     [[[2. 3.]]] [[[2. 1.]]]
     """
-    last = jnp.take_along_axis(ys, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
-    if not bidirectional:
-        return last
-    half = ys.shape[-1] // 2
-    return jnp.concatenate([last[..., :half], ys[:, :1, half:]], axis=-1)
+    return pooling.last(ys, lengths, bidirectional=bidirectional)[:, None]
 
 
 def covered_additive(

@@ -55,6 +55,11 @@ class Hyper(NamedTuple):
     """Decay of the weight average that is evaluated and sampled from; 0 uses the weights themselves."""
     scheduled_sampling: float = 0.0
     """Share of inputs that are the model's own predictions instead of the given tokens (Bengio et al., 2015)."""
+    embed_lr: float = 1.0
+    """Factor of the learning rate of word vectors, in experiments that can start from given ones; 0 freezes them."""
+    layer_lr: float = 1.0
+    """Factor of the learning rate from a layer to the one below, in experiments that can start from a language model; 0
+    freezes all of its layers."""
 
 
 def check_hyper(hyper: Hyper) -> None:
@@ -63,7 +68,7 @@ def check_hyper(hyper: Hyper) -> None:
     ``scheduled_sampling`` may be 1: then every input is a prediction.
     """
     for name, value in hyper._asdict().items():
-        bound = math.inf if name in ("lr", "weight_decay", "clip") else 1.0
+        bound = math.inf if name in ("lr", "weight_decay", "clip", "embed_lr", "layer_lr") else 1.0
         closed = name in ("clip", "scheduled_sampling")
         if not (0 <= value < bound or (closed and value == bound)):
             limit = f"at most {bound:g}" if closed else f"below {bound:g}"
@@ -125,7 +130,11 @@ def unit_schedule(kind: Literal["constant", "linear", "cosine", "inverse_sqrt"],
 
 
 def make_optimizer(
-    kind: Literal["adamw", "sgd"] = "adamw", schedule: Callable = lambda step: 1.0, *, average: bool = False
+    kind: Literal["adamw", "sgd"] = "adamw",
+    schedule: Callable = lambda step: 1.0,
+    *,
+    average: bool = False,
+    then: Callable[[Hyper], optax.GradientTransformation] | None = None,
 ) -> Callable[[Hyper], optax.GradientTransformation]:
     """``hyper -> optax chain``: clip the gradient, then AdamW (Loshchilov and Hutter, 2019) or SGD with momentum.
 
@@ -133,6 +142,7 @@ def make_optimizer(
       kind: "adamw" or "sgd"; weight decay is decoupled in both.
       schedule: of unit peak, see `unit_schedule`.
       average: keep an exponential moving average of the weights with decay ``hyper.ema``.
+      then: ``hyper -> transformation`` of the updates, such as a factor for those of some weights.
     """
 
     def build(hyper: Hyper) -> optax.GradientTransformation:
@@ -142,6 +152,7 @@ def make_optimizer(
             moments,
             optax.add_decayed_weights(hyper.weight_decay, mask=_decays),
             optax.scale_by_learning_rate(lambda step: hyper.lr * schedule(step)),
+            *([then(hyper)] if then else []),
             *([weight_average(hyper.ema)] if average else []),
         )
 

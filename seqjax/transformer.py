@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -151,6 +151,20 @@ def feed_forward(
 ) -> Float[Array, "B T D"]:
     """The sublayer of the MLP."""
     return sublayer(config.style, lambda x: drop(mlp(params, x)), x, params.g_mlp, params.b_mlp)
+
+
+def encode(
+    config,
+    layers: Sequence[Layer],
+    x: Float[Array, "B T D"],
+    at: Array,
+    attend: Callable,
+    drop: Callable[[Array], Array],
+) -> Float[Array, "B T D"]:
+    """All layers, each with ``attend(q, k, v)`` of tokens at places ``at``, [T] or [B, T]."""
+    for params in layers:
+        x = feed_forward(config, params, attend_within(config, params, x, at, attend, drop), drop)
+    return x
 
 
 def dropper(rate: Scalar, key: PRNGKey | None) -> Callable[[Array], Array]:

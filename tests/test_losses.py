@@ -13,6 +13,7 @@ from seqjax.errors import InputError
 from seqjax.losses import (
     adaptive_cross_entropy,
     adaptive_log_probs,
+    binary_cross_entropy,
     bits,
     coverage,
     cross_entropy,
@@ -300,6 +301,32 @@ def test_adaptive_softmax_rejects_other_cutoffs(key):
     params = init_adaptive(key, 8, CUTOFFS)
     with pytest.raises(InputError, match=r"cutoffs \(3, 6, 11\) do not fit params, which are for \(3, 5, 11\)"):
         adaptive_log_probs(params, jnp.zeros((2, 8)), cutoffs=(3, 6, 11))
+
+
+def test_binary_cross_entropy_is_the_sum_over_questions(x64):
+    rng = np.random.default_rng(0)
+    logits, targets = 3 * rng.normal(size=(4, 3)), rng.integers(0, 2, (4, 3))
+    where = np.array([[1, 1, 0], [1, 0.5, 1], [0, 0, 0], [1, 1, 1]])
+    expected, slopes = 0.0, np.zeros((4, 3))
+    for index in np.ndindex(4, 3):
+        p, t = 1 / (1 + np.exp(-logits[index])), 0.9 * targets[index] + 0.05
+        expected -= where[index] * (t * np.log(p) + (1 - t) * np.log(1 - p))
+        slopes[index] = where[index] * (p - t)
+    logits[where == 0] = np.nan
+
+    def loss(logits, smoothing):
+        return binary_cross_entropy(
+            logits, jnp.asarray(targets, bool), where=jnp.asarray(where), label_smoothing=smoothing
+        )
+
+    (total, weight), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(logits), 0.1)
+    np.testing.assert_allclose(total, expected, rtol=1e-12)
+    np.testing.assert_allclose(gradient, slopes, rtol=1e-12)
+    assert weight == 7.5
+    far = binary_cross_entropy(jnp.array([1e4, -1e4]), jnp.array([False, True]))[0]
+    assert far == 2e4  # no overflow
+    with pytest.raises(InputError, match=r"must have one shape"):
+        binary_cross_entropy(jnp.zeros((2, 3)), jnp.zeros(2))
 
 
 def test_coverage_is_the_sum_of_what_was_seen_before():

@@ -1,5 +1,6 @@
 """One model on many devices: the same losses on any mesh, no more exchanged than there must be, and clear refusals."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -163,8 +164,11 @@ def test_every_model_trains_as_on_one_device(kind):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("text", ["data=4", "model=4"])
-@pytest.mark.parametrize("kind", [*lm_runs.MODULES, *seq2seq_runs.MODULES], ids=lambda kind: kind.__module__)
+@pytest.mark.parametrize(
+    ("kind", "text"),  # in turn, for the mesh above has both axes
+    list(zip([*lm_runs.MODULES, *seq2seq_runs.MODULES], itertools.cycle(["data=4", "model=4"]))),
+    ids=lambda value: value if isinstance(value, str) else value.__module__,
+)
 def test_on_every_mesh(kind, text):
     check(kind, text)
 

@@ -155,6 +155,7 @@ def test_the_engines_agree(tmp_path):
     assert others == pytest.approx({result.member: result.value for result in outcome.results}, abs=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="newer compilers round `lax.map` and a single run apart")
 def test_map_has_the_bits_of_single_runs():
     """With the compiler's own settings: those of the other tests save its time, and what they leave out differs."""

@@ -98,12 +98,28 @@ class FixedWindowLM(nnx.Module):
         """``(state, logits)``: the scores of each next token; dropout acts only where ``key`` is given."""
         state = self.init_state(tokens.shape[0]) if state is None else state
         read = jnp.concatenate([state, tokens.astype(state.dtype)], axis=1)
+        x = self._fused(read, dropout, key)
+        return _last(read, self.config.window, lengths), x if self.out is None else self.out(x)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"] | None = None,
+        *,
+        dropout: Scalar = 0.0,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "B T H"]:
+        """x_t^L of whole texts, which no padding after them changes; for models that are trained further."""
+        state = self.init_state(tokens.shape[0])
+        return self._fused(jnp.concatenate([state, tokens.astype(state.dtype)], axis=1), dropout, key)
+
+    def _fused(self, read, dropout, key):
         x = self.embed(read[:, 1:]).astype(self.config.dtype)  # the oldest token of the state is in no window
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if key is not None:
                 x = apply_dropout(jax.random.fold_in(key, i), x, dropout)
-        return _last(read, self.config.window, lengths), x if self.out is None else self.out(x)
+        return x
 
     def init_state(self, batch: Size) -> Int[Array, "B n"]:
         """The decoding state before the first token: a window of padding."""

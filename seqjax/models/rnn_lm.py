@@ -87,10 +87,26 @@ class RNNLM(nnx.Module):
         key: PRNGKey | None = None,
     ) -> tuple[tuple, Float[Array, "B T V"]]:
         """``(carry, logits)``: the scores of each next token; dropout of any kind acts only where ``key`` is given."""
+        carry, hs, drop = self._read(tokens, carry, lengths, resets, dropout, key)
+        return carry, self.scores(drop(hs))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"] | None = None,
+        *,
+        dropout: Scalar = 0.0,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "B T H"]:
+        """h_t of whole texts, before the last dropout; for models that are trained further."""
+        return self._read(tokens, None, lengths, None, dropout, key)[1]
+
+    def _read(self, tokens, carry, lengths, resets, dropout, key):
+        """``(carry, hs, drop)``: the states of the last layer, and the dropout that comes after it."""
         xs, config = self.embed(tokens), self.config
         if key is None:
             carry, hs = self.rnn(xs.astype(config.dtype), carry, lengths=lengths, resets=resets)
-            return carry, self.scores(hs)
+            return carry, hs, lambda hs: hs
         drop = partial(apply_dropout, rate=dropout, shared_axis=1 if config.variational else None)
         key_in, key_rnn, key_out = jax.random.split(key, 3)
         if config.word_dropout > 0:
@@ -107,7 +123,7 @@ class RNNLM(nnx.Module):
             weight_drop=config.weight_drop,
             key=key_rnn,
         )
-        return carry, self.scores(drop(key_out, hs))
+        return carry, hs, partial(drop, key_out)
 
     def scores(self, h: Float[Array, "*B H"]) -> Float[Array, "*B V"]:
         """The output layer."""

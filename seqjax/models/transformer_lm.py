@@ -114,6 +114,18 @@ class TransformerLM(nnx.Module):
         """
         if state != ():
             raise InputError("a Transformer carries no state from call to call; use prefill to go on from one")
+        return (), self.scores(self.hidden(tokens, lengths, resets=resets, dropout=dropout, key=key))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"] | None = None,
+        *,
+        resets: Bool[Array, "B T"] | None = None,
+        dropout: Scalar = 0.0,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "B T D"]:
+        """norm(x) of whole texts, as `__call__` reads them; for models that are trained further."""
         t = tokens.shape[1]
         segments = None if resets is None else jnp.cumsum(resets, axis=1, dtype=jnp.int32)
         # A length that jax.export leaves open may be longer than the window.
@@ -123,8 +135,7 @@ class TransformerLM(nnx.Module):
         def attend(i, q, k, v, **bias):
             return attention.dot_product_attention(q, k, v, **options, **bias)
 
-        at = jnp.arange(t, dtype=jnp.int32)
-        return (), self.scores(self._hidden(tokens, at, attend, dropout, key))
+        return self._hidden(tokens, jnp.arange(t, dtype=jnp.int32), attend, dropout, key)
 
     def initial_carry(self, batch: Size) -> tuple:
         """What training carries from one window to the next: nothing."""

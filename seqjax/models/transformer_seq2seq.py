@@ -32,6 +32,7 @@ from seqjax.transformer import (
     Style,
     attend_within,
     dropper,
+    encode,
     feed_forward,
     init_layer_of,
     init_norm,
@@ -205,9 +206,7 @@ class TransformerSeq2Seq(nnx.Module):
         bias = transformer.position_bias(config.positions, config.n_heads, table, bidirectional=True)
         x = drop(self._embedded(self.target if self.source is None else self.source, source, at))
         attend = partial(attention.dot_product_attention, mask=mask[:, None, None], **bias)
-        for layer in self.encoder:
-            params = layer.get_value()
-            x = feed_forward(config, params, attend_within(config, params, x, at, attend, drop), drop)
+        x = encode(config, [layer.get_value() for layer in self.encoder], x, at, attend, drop)
         return normalize(config.style, x, *self.norms[0].get_value()) if self.norms else x
 
     def _decode(self, tokens, at, attend, cross, dropout, key) -> Float[Array, "B T V"]:

@@ -1,0 +1,137 @@
+"""Masked language model: a Transformer encoder that guesses words that it does not see (Devlin et al., 2019).
+
+    x_t = dropout(E[token_t] + position_t)
+    x   = x + dropout(attention(norm(x)))         for each layer, to the whole text; "post" is x = norm(x + f(x))
+    x   = x + dropout(mlp(norm(x)))
+    p(token_t | the others) = softmax(norm(x_t) W + b),   W is Eᵀ when ``tied``
+
+In training a part of the tokens is chosen, and only these are guessed; of them 80 % are replaced by ``MASK``, 10 % by
+another token, and 10 % stay (``mask``). The names of embedding, layers and the norm after them are those of
+`seqjax.models.transformer_lm`.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from seqjax import attention, pooling, transformer
+from seqjax.nn import Dense, Embed
+from seqjax.text import SOS, SPECIALS
+from seqjax.transformer import Style, dropper, encode, init_layer_of, init_norm, normalize
+from seqjax.types import Array, Bool, Float, Int, PRNGKey, Scalar, Size
+
+MASK = SOS
+"""The token that stands for a hidden one: no text has it."""
+
+
+@dataclass(frozen=True)
+class MaskedLMConfig:
+    """Shape of a masked language model."""
+
+    d_model: int = 128
+    n_heads: int = 4
+    n_kv_heads: int | None = None
+    """Fewer than n_heads: grouped-query attention."""
+    n_layers: int = 2
+    d_ff: int | None = None
+    """Hidden size of the MLP; without one, 4 d_model."""
+    context: int = 64
+    """With "learned" positions, no text can be longer."""
+    positions: transformer.Positions = "rotary"
+    norm: Literal["layer", "rms"] = "layer"
+    norm_place: Literal["pre", "post", "none"] = "pre"
+    bias: bool = True
+    tied: bool = True
+    """Use the embedding table as output matrix."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the products; weights, norms, softmax and the loss stay float32."""
+
+    @property
+    def style(self) -> Style:
+        """How the sublayers are wrapped."""
+        return Style(self.norm, self.norm_place)
+
+    @property
+    def longest(self) -> int | None:
+        """The longest text the model reads; None is any."""
+        return self.context if self.positions == "learned" else None
+
+    def __post_init__(self):
+        transformer.check_sizes(self)
+
+
+class MaskedLM(nnx.Module):
+    """Embedding, layers, output layer."""
+
+    def __init__(self, config: MaskedLMConfig, vocab_size: int, *, rngs: nnx.Rngs):
+        self.config, d = config, config.d_model
+        self.embed = Embed(vocab_size, d, rngs=rngs)
+        gain = 1 / math.sqrt(2 * config.n_layers)
+        self.layers = nnx.List([nnx.Param(init_layer_of(config, rngs.params(), gain)) for _ in range(config.n_layers)])
+        g, b = init_norm(config.style, d, bias=config.bias) if config.norm_place == "pre" else (None, None)
+        self.g, self.b = None if g is None else nnx.Param(g), None if b is None else nnx.Param(b)
+        self.out = None if config.tied else Dense(d, vocab_size, outputs="vocab", rngs=rngs)
+        learned, t5 = config.positions == "learned", config.positions == "t5"
+        self.learned = Embed(config.context, d, rows="position", rngs=rngs) if learned else None
+        self.table = nnx.Param(transformer.init_t5(rngs.params(), config.n_heads)) if t5 else None
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """See `seqjax.nn.logical_axes`."""
+        return {"layers": transformer.AXES, "g": P("embed"), "b": P("embed"), "table": transformer.T5_AXES}
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"] | None = None,
+        *,
+        dropout: Scalar = 0.0,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "B T V"]:
+        """The scores of what stands at each place; dropout acts only where ``key`` is given."""
+        x = self.hidden(tokens, lengths, dropout=dropout, key=key)
+        return self.embed.attend(x) if self.out is None else self.out(x)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        lengths: Int[Array, "B"] | None = None,
+        *,
+        dropout: Scalar = 0.0,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "B T D"]:
+        """norm(x), of which the scores are made."""
+        config, at, drop = self.config, jnp.arange(tokens.shape[1], dtype=jnp.int32), dropper(dropout, key)
+        learned, t5 = (None if p is None else p.get_value() for p in (self.learned and self.learned.w, self.table))
+        bias = transformer.position_bias(config.positions, config.n_heads, t5, bidirectional=True)
+        mask = None if lengths is None else pooling.kept(lengths, tokens.shape[1])[:, None, None]
+        attend = partial(attention.dot_product_attention, mask=mask, **bias)
+        x = transformer.add_positions(config.positions, self.embed(tokens), at, learned)
+        layers = [layer.get_value() for layer in self.layers]
+        x = encode(config, layers, drop(x.astype(config.dtype)), at, attend, drop)
+        if config.norm_place != "pre":
+            return x
+        g, b = (None if p is None else p.get_value() for p in (self.g, self.b))
+        return normalize(config.style, x, g, b)
+
+    def initial_carry(self, batch: Size) -> tuple:
+        """What training carries from one window to the next: nothing."""
+        return ()
+
+
+def mask(
+    key: PRNGKey, tokens: Int[Array, "B T"], where: Bool[Array, "B T"], *, rate: float, vocab_size: int
+) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+    """``(inputs, chosen)``: each token ``where`` is chosen at a rate; what the model sees in its place is drawn."""
+    choose, replace, draw = jax.random.split(key, 3)
+    chosen = where & jax.random.bernoulli(choose, rate, tokens.shape)
+    u = jax.random.uniform(replace, tokens.shape)
+    others = jax.random.randint(draw, tokens.shape, len(SPECIALS), vocab_size, tokens.dtype)
+    seen = jnp.where(u < 0.8, jnp.asarray(MASK, tokens.dtype), jnp.where(u < 0.9, others, tokens))
+    return jnp.where(chosen, seen, tokens), chosen
