@@ -89,8 +89,10 @@ class Config:
 
 _BABI = Config(
     data=Data("babi"),
-    loop=train.Loop(steps=3000, log_every=250, eval_every=500, checkpoint_every=1500),
+    hyper=train.Hyper(lr=1e-2, dropout=0.3),
+    loop=train.Loop(steps=4000, log_every=250, eval_every=500, checkpoint_every=2000),
     batches=answer_runs.Batching(tokens=2048, max_text=64),
+    linear_steps=800,
 )
 
 _SQUAD = Config(
@@ -111,9 +113,12 @@ _SMOKE = Config(
 
 PRESETS = {
     "stories": ("who carries what where, simulated; a memory network, about a minute on 2 cores", Config()),
-    "babi1": ("needs --data.path; one supporting fact, a memory network", _BABI),
-    "babi2": ("needs --data.path; two supporting facts", replace(_BABI, data=replace(_BABI.data, task=2))),
-    "squad": ("needs --data.path and a GPU; LSTMs with attention both ways", _SQUAD),
+    "babi1": (
+        "needs --data.path; one supporting fact, a memory network",
+        replace(_BABI, model=StoryReaderConfig(n_hops=1, noise=0.3)),
+    ),
+    "babi2": ("needs --data.path; two supporting facts, three hops", replace(_BABI, data=replace(_BABI.data, task=2))),
+    "squad": ("needs --data.path and a GPU, four minutes there; LSTMs with attention both ways", _SQUAD),
     "squad_small": (
         "needs --data.path; smaller and shorter, 10 minutes on 2 cores",
         replace(

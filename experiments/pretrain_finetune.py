@@ -222,7 +222,7 @@ def compare(finetuned: Sequence[Mapping], scratch: Sequence[Mapping]) -> dict[st
     >>> print(" ".join(f"{name} {value:.3f}" for name, value in of.items()))
     finetuned 0.600 scratch 0.450 difference 0.150 error 0.050 low -0.485 high 0.785
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     found = {}
     for name in finetuned[0]:
@@ -230,7 +230,7 @@ def compare(finetuned: Sequence[Mapping], scratch: Sequence[Mapping]) -> dict[st
         difference = one - other
         n, mean = len(difference), float(np.mean(difference))
         error = float(np.std(difference, ddof=1)) / math.sqrt(n)
-        reach = float(t.ppf(0.975, n - 1)) * error
+        reach = float(stdtrit(n - 1, 0.975)) * error
         found[name] = {
             **{"finetuned": float(np.mean(one)), "scratch": float(np.mean(other))},
             **{"difference": mean, "error": error, "low": mean - reach, "high": mean + reach},

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -18,6 +19,7 @@ import seqjax
 from experiments import answer, answer_runs
 from experiments.answer_runs import Question
 from seqjax import nn, train
+from seqjax.checkpoint import Checkpoints
 from seqjax.metrics import squad_scores
 from seqjax.models import span_reader, story_reader
 from seqjax.models.span_reader import SpanReader, SpanReaderConfig, Spans, Words
@@ -77,14 +79,24 @@ def test_the_loss_counts_all_occurrences_and_no_row_without_any():
     rng = np.random.default_rng(2)
     z, places = rng.normal(size=(2, 3, 4)).astype(np.float32), rng.random((2, 3, 4)) < 0.5
     z[:, :, 3], places[:, :, 3], places[0, 1], places[:, 0, 0] = span_reader.NEVER, False, False, True
-    loss = jax.jit(span_reader.span_loss)
-    total, weight = loss(Spans(*z, np.zeros(())), *places)
+    loss = jax.jit(
+        jax.value_and_grad(lambda z, *places: span_reader.span_loss(Spans(*z, np.zeros(())), *places), has_aux=True)
+    )
+    (total, weight), slope = loss(z, *places)
     rows = [row for row in range(3) if places[0, row].any() and places[1, row].any()]
-    chance = [np.exp(a[r])[p[r]].sum() / np.exp(a[r]).sum() for a, p in zip(z, places, strict=True) for r in rows]
+    expected, slopes = 0.0, np.zeros(z.shape)
+    for side, row in itertools.product(range(2), rows):
+        chance = np.exp(z[side, row].astype(np.float64))
+        right = chance * places[side, row]
+        expected -= np.log(right.sum() / chance.sum())
+        slopes[side, row] = chance / chance.sum() - right / right.sum()
     assert weight == len(rows) < 3
-    np.testing.assert_allclose(total, -np.sum(np.log(chance)), rtol=1e-5)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    np.testing.assert_allclose(slope, slopes, rtol=1e-5, atol=1e-6)
     z[:], places[:] = span_reader.NEVER, False  # no text at all
-    assert loss(Spans(*z, np.zeros(())), *places) == (0, 0)
+    (total, weight), slope = loss(z, *places)
+    assert (total, weight) == (0, 0)
+    assert not slope.any()
 
 
 LENGTHS = (4, 2, 0), (3, 1, 2)
@@ -256,6 +268,19 @@ def test_a_run_answers_the_test_questions(printed, capsys, preset):
 
 
 @pytest.mark.parametrize("preset", RUNS)
+def test_training_reaches_every_parameter(preset):
+    config, reader = answer_runs.load(Path("runs/answer") / preset, answer.Config)
+    template = jax.eval_shape(partial(answer_runs.initial, config, reader.task), jax.random.key(0))
+    with Checkpoints(Path("runs/answer") / preset / "checkpoints") as checkpoints:
+        squares = optax.tree.get(checkpoints.restore(template).tree.opt_state, "nu")  # of gradients
+    still = [
+        jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(squares) if not leaf.any()
+    ]
+    # A bias that is added to all scores of a softmax has no gradient.
+    assert all(name.endswith("['b']") for name in still)
+
+
+@pytest.mark.parametrize("preset", RUNS)
 def test_predict_says_where_it_looked(capsys, monkeypatch, preset):
     directory = Path("runs/answer") / preset
     story = "Mary went to the garden.\nJohn went to the office."
@@ -312,6 +337,16 @@ def test_questions_of_a_story_or_an_article_are_in_one_split(tmp_path):
         assert train_groups
         assert validation_groups
         assert not train_groups & validation_groups
+
+
+def test_the_order_of_the_questions_changes_no_word_of_the_vocabulary(tmp_path):
+    config, found = answer.PRESETS["smoke"][1], []
+    for turn in (1, -1):
+        corpus = {"train": answer.simulated(5, seed=0)[::turn]}
+        (tmp_path / str(turn)).mkdir()
+        found.append(answer_runs.vocabulary(config, tmp_path / str(turn), corpus).vocab)
+    assert set(found[0]) == set(found[1])
+    assert {"kitchen", "mary", "?"} <= set(found[0])
 
 
 def test_spans_are_encoded_by_all_places_of_the_answer():

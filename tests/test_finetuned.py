@@ -1,6 +1,5 @@
 """Language models as parts of other models: their states, what is trained when, and runs that start from theirs."""
 
-import functools
 import json
 import shutil
 from dataclasses import replace
@@ -190,12 +189,15 @@ TEXTS = {f"{kind} {ask} {thing} now": kind for kind, ask in ASKED.items() for th
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """The working directory: questions and tagged words, a comparison on the former, and a run of char_lm."""
+    """The working directory: questions, and a comparison on them. Equal models are compiled once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("finetuned"))
-        tasks, original = {task.name: task for task in (classify.TASK, tag.TASK)}, text_runs.make_step
-        make_step = functools.cache(lambda config, name, model: original(config, tasks[name], model))
-        patch.setattr(text_runs, "make_step", lambda config, task, model: make_step(config, task.name, model))
+        steps, make_step = {}, text_runs.make_step
+
+        def make_once(config, task, model):
+            return steps.setdefault((config.hyper.layer_lr == 0, model), make_step(config, task, model))
+
+        patch.setattr(text_runs, "make_step", make_once)
         # What other tests test, and what takes time.
         for module in (lm_runs, text_runs):
             patch.setattr(module, "start", lambda init, config, *_, **__: init(jax.random.key(config.seed)))
@@ -268,6 +270,7 @@ def test_subwords_below_words(workplace, capsys):
     Path("data.conll").write_text(content)
     words = ("--data.path", ".", "--data.format", "conll", "--data.train", "data.conll", "--data.test", "data.conll")
     words += ("--loop.steps", "2", "--loop.eval_every", "2", "--data.labelled", "0.5")
+    words += ("--model.output", "softmax", "--model.letters", "none", "--data.scheme", "BIO")
     assert main(tag, "smoke", *words, "--start", workplace / "lm", "--hyper.layer_lr", "0", "--run", "tagged") == 0
     predictor = text_runs.load(Path("tagged"), tag.TASK)
     *_, learned = lm_runs.load(workplace / "lm", word_lm.Config)
