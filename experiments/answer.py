@@ -120,7 +120,7 @@ PRESETS = {
     "babi2": ("needs --data.path; two supporting facts, three hops", replace(_BABI, data=replace(_BABI.data, task=2))),
     "squad": ("needs --data.path and a GPU, four minutes there; LSTMs with attention both ways", _SQUAD),
     "squad_small": (
-        "needs --data.path; smaller and shorter, 10 minutes on 2 cores",
+        "needs --data.path; smaller and shorter, for a CPU",
         replace(
             _SQUAD,
             model=SpanReaderConfig("gru", d_embed=64, n_filters=32, d_hidden=128),
