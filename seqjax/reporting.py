@@ -174,7 +174,8 @@ def attention_map(weights, source: Sequence[str], target: Sequence[str], path: s
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    size = 1.5 + 0.24 * len(source), 1.2 + 0.24 * len(target)
+    beside, above = (0.07 * max(map(len, tokens), default=0) for tokens in (target, source))  # inches of their labels
+    size = max(1.5, 0.5 + beside) + 0.24 * len(source), max(1.2, 0.5 + above) + 0.24 * len(target)
     figure = Figure(figsize=size, dpi=160, layout="constrained")
     axes = figure.subplots()
     axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
