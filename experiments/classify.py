@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import text_runs
+from experiments.highlighting import shaded, shaded_html, write_html
 from experiments.text_runs import (
     Batch,
     Batching,
@@ -353,7 +354,8 @@ def report(predictor: Predictor, examples: Sequence[Example], directory: Path | 
     found = p > 0.5 if texts.several else p.argmax(1)
     scores = metrics.classification_report(gold, found, texts.labels)
     if directory is not None and jax.process_index() == 0:
-        print(table(scores))
+        rows = scores.classes | {"macro": scores.macro, "weighted": scores.weighted, "micro": scores.micro}
+        print(f"\n{metrics.score_table(rows)}")
         if not texts.several:
             matrix = metrics.confusion_matrix(gold, found, len(texts.labels))
             print(grid(matrix, texts.labels))
@@ -369,22 +371,6 @@ def best(texts: Texts, p: np.ndarray, n: int) -> list[tuple[str, float]]:
     order = np.argsort(-p, kind="stable")
     order = order[p[order] > 0.5] if texts.several else order[:n]
     return [(texts.labels[i], float(p[i])) for i in order]
-
-
-def table(scores: metrics.ClassificationReport) -> str:
-    """Precision, recall and F1 of each label, and their means."""
-    rows = scores.classes | {"macro": scores.macro, "weighted": scores.weighted, "micro": scores.micro}
-    width = max(map(len, rows))
-    head = f"\n{'':{width}}  precision  recall      F1  texts"
-    return "\n".join(
-        [
-            head,
-            *(
-                f"{name:{width}}  {r.precision:9.4f}  {r.recall:6.4f}  {r.f1:6.4f}  {r.support:5}"
-                for name, r in rows.items()
-            ),
-        ]
-    )
 
 
 def grid(matrix: np.ndarray, labels: Sequence[str]) -> str:
@@ -405,14 +391,14 @@ def show(predictor: Predictor, options: PredictOptions) -> None:
     examples = [Example(texts.split(text), ()) for text in asked]
     for text, example, (p, weights) in zip(asked, examples, predictor.predict(examples), strict=True):
         labels = " ".join(f"{label} {q:.3f}" for label, q in best(texts, p, 1))
-        shaded = weights is not None and len(example.words) > 0
+        attends = weights is not None and len(example.words) > 0
         # What is longer than the longest text was cut.
         seen = [] if weights is None else [*weights[: len(example.words)].tolist()]
         seen += [0.0] * (len(example.words) - len(seen))
-        print(f"{labels}\t{text_runs.shaded(example.words, seen) if shaded and options.highlights else text}")
-        paragraphs.append(f"<b>{html.escape(labels)}</b> {text_runs.shaded_html(example.words, seen)}")
+        print(f"{labels}\t{shaded(example.words, seen) if attends and options.highlights else text}")
+        paragraphs.append(f"<b>{html.escape(labels)}</b> {shaded_html(example.words, seen)}")
     if options.html is not None:
-        text_runs.write_html(options.html, NAME, paragraphs)
+        write_html(options.html, NAME, paragraphs)
 
 
 KINDS = {

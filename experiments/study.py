@@ -274,8 +274,7 @@ def study_of(module: Any) -> Callable[[Any, Run], None]:
         write_config(folder, module.NAME, member.config, shlex.split(command_of(module, member.config))[3:])
         train.save_run(folder, best.setup, best.state, member.config.hyper)
         (folder / "summary.json").write_text(json.dumps(member.result.metrics, indent=2) + "\n")
-        verb = "predict" if hasattr(module, "TASK") else "sample"
-        print(f"the best:      python -m experiments.{module.NAME} {verb} --run {folder}")
+        print(f"the best:      python -m experiments.{module.NAME} evaluate --run {folder}")
         print(f"it by itself:  {command_of(module, member.config)}")
 
     return run_it

@@ -18,7 +18,6 @@ and those that were found. Results and times are in experiments/README.md.
 """
 
 import hashlib
-import html
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -31,9 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.text import Text
 
 from experiments import text_runs, trunk_runs
+from experiments.highlighting import Pieces, tagged, tagged_html, write_html
 from experiments.lm_runs import ExportOptions, write_bundle
 from experiments.text_runs import (
     Batch,
@@ -52,7 +51,7 @@ from seqjax.config import Run, newest_run, run_experiment
 from seqjax.data import Sentence, conll_file, conllu_file, padded
 from seqjax.data.conll import CONLLU
 from seqjax.errors import InputError
-from seqjax.metrics import Span, classification_report, span_report, spans
+from seqjax.metrics import Span, classification_report, score_table, span_report, spans
 from seqjax.models.tagger import Tagger, TaggerConfig, best_tags, tag_loss
 
 NAME = "tag"
@@ -408,10 +407,7 @@ def report(predictor: Predictor, examples: Sequence[Example], directory: Path | 
         rows = of_spans.types | {"micro": of_spans.micro}
         values |= dict(zip(("precision", "recall", "f1"), of_spans.micro, strict=False))
     if directory is not None and jax.process_index() == 0:
-        width = max(map(len, rows))
-        print(f"\n{'':{width}}  precision  recall      F1  support")
-        for name, (precision, recall, f1, support) in rows.items():
-            print(f"{name:{width}}  {precision:9.4f}  {recall:6.4f}  {f1:6.4f}  {support:7,}")
+        print(f"\n{score_table(rows)}")
         (directory / "predictions.conll").write_text(conll(labels, examples, found), encoding="utf-8")
     return values
 
@@ -503,16 +499,12 @@ def show(options: TagOptions) -> None:
     else:
         screen = Console(soft_wrap=True, highlight=False)
         for line in pieces:
-            screen.print(highlighted(line))
+            screen.print(tagged(line))
     if options.html is not None:
-        text_runs.write_html(options.html, NAME, map(highlighted_html, pieces))
+        write_html(options.html, NAME, map(tagged_html, pieces))
 
 
-Parts = list[tuple[str, str]]
-"""Words, or the words of a span, and the tag, or the type of the span; "" where there is none."""
-
-
-def parts(labels: Sequence[str], words: Sequence[str], tags: Sequence[str]) -> Parts:
+def parts(labels: Sequence[str], words: Sequence[str], tags: Sequence[str]) -> Pieces:
     """What is shown of a sentence."""
     scheme = scheme_of(labels)
     if scheme is None:
@@ -523,36 +515,6 @@ def parts(labels: Sequence[str], words: Sequence[str], tags: Sequence[str]) -> P
         shown += [(" ".join(words[begin:stop]), kind)] * (stop > begin)
         end = stop
     return shown
-
-
-def _hue(tag: str) -> float:
-    """A place on the circle of colours, always the same for a tag."""
-    return hashlib.sha256(tag.encode()).digest()[0] / 256
-
-
-def highlighted(pieces: Parts) -> Text:
-    """For a terminal, in colours where it has some.
-
-    >>> print(highlighted([("New York", "LOC"), ("is", ""), ("Gotham", "LOC")]))
-    [New York]/LOC is Gotham/LOC
-    """
-    line = Text()
-    for words, tag in pieces:
-        shown = f"[{words}]/{tag}" if " " in words else f"{words}/{tag}" if tag else words
-        red, green, blue = (round(205 + 50 * np.cos(2 * np.pi * (_hue(tag) + k / 3))) for k in range(3))
-        line.append(" " if line else "").append(shown, style=f"black on rgb({red},{green},{blue})" if tag else "")
-    return line
-
-
-def highlighted_html(pieces: Parts) -> str:
-    """The same as HTML."""
-    return " ".join(
-        f'<span style="background: hsl({360 * _hue(tag):.0f}, 80%, 85%)">{html.escape(words)} '
-        f"<small>{html.escape(tag)}</small></span>"
-        if tag
-        else html.escape(words)
-        for words, tag in pieces
-    )
 
 
 def functions(predictor: Predictor) -> dict[str, export.Function]:

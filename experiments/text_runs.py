@@ -14,9 +14,7 @@ and, if it was started from a language model, what `experiments.trunk_runs` says
 of the updates of the embedding, and 0 freezes it.
 """
 
-import gzip
 import hashlib
-import html
 import json
 import re
 import sys
@@ -41,7 +39,7 @@ from experiments.seq2seq_runs import check_vocabulary, save_shapes
 from seqjax import distributed, export, nn, sharding, train
 from seqjax.config import Run, newest_run, read_config
 from seqjax.data import Buckets, Shape, batches, each_once, plan_shapes, read_lines
-from seqjax.embeddings import WordVectors, load_fasttext, load_glove, load_word2vec
+from seqjax.embeddings import WordVectors, load_vectors
 from seqjax.errors import InputError
 from seqjax.text import SPECIALS, UNK, Tokenizer, load_tokenizer, save_tokenizer, split_words, train_tokenizer
 
@@ -215,7 +213,8 @@ def prepare(
         if tokenizer.vocab_size == len(SPECIALS):
             raise InputError(f"data.min_count={min_count} leaves the vocabulary empty; lower it.")
         if vectors is not None:
-            np.save(directory / "vectors.npy", look_up(open_vectors(vectors), tokenizer.vocab))
+            of = embedding_runs.load(vectors) if vectors.is_dir() else load_vectors(vectors)
+            np.save(directory / "vectors.npy", look_up(of, tokenizer.vocab))
         if start is not None:
             trunk_runs.copy(start, directory)
         save_tokenizer(tokenizer, directory / "tokenizer.json")  # last: where it is, all else is
@@ -244,29 +243,6 @@ def load_corpus(directory: Path) -> dict[str, list[Example]]:
 
 
 # --- given vectors
-
-
-def open_vectors(path: Path) -> WordVectors:
-    """Word vectors in any format that `seqjax.embeddings` reads, or those of a run of an experiment with embeddings."""
-    if path.is_dir():
-        return embedding_runs.load(path)
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            head = file.read(4096)
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path}: cannot read vectors ({error}); give a file or a run directory.") from error
-    if head[:4] == (793712314).to_bytes(4, "little"):
-        return load_fasttext(path)
-    first, _, rest = head.partition(b"\n")
-    if len(first.split()) != 2 or not all(map(bytes.isdigit, first.split())):
-        return load_glove(path)
-    return load_word2vec(path, binary=_is_binary(rest))
-
-
-def _is_binary(content: bytes) -> bool:
-    """Whether vectors are no text: in word2vec's text format all numbers are made of few characters."""
-    numbers = content.partition(b"\n")[0].split(b" ")[1:]
-    return not all(set(number) <= set(b"0123456789+-.einfa\r") for number in numbers)
 
 
 def look_up(vectors: WordVectors, vocab: Sequence[str]) -> np.ndarray:
@@ -700,35 +676,3 @@ def exported(predictor: Predictor) -> export.Function:
     ints = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     arguments = {"tokens": ints((b, t)), "lengths": ints((b,))}
     return export.Function(predictor.model.apply, arguments, ("logits",), True, limits)
-
-
-# --- highlighting
-
-
-def shaded(words: Sequence[str], weights: Sequence[float]) -> str:
-    """Words for a terminal, the greater their weight the stronger their colour."""
-    top = max(weights, default=0) or 1
-    shades = (round(255 - 155 * max(weight, 0) / top) for weight in weights)
-    return " ".join(f"\x1b[48;2;255;{s};{s}m\x1b[38;2;0;0;0m{w}\x1b[0m" for w, s in zip(words, shades, strict=True))
-
-
-def shaded_html(words: Sequence[str], weights: Sequence[float]) -> str:
-    """The same as HTML; the weight is shown where the mouse points."""
-    top = max(weights, default=0) or 1
-    pieces = (
-        f'<span style="background: rgba(255, 80, 80, {max(weight, 0) / top:.2f})" title="{weight:.3f}">'
-        f"{html.escape(word)}</span>"
-        for word, weight in zip(words, weights, strict=True)
-    )
-    return " ".join(pieces)
-
-
-def write_html(path: Path, title: str, paragraphs: Iterable[str]) -> None:
-    """A page of paragraphs of HTML."""
-    body = "\n".join(f"<p>{paragraph}</p>" for paragraph in paragraphs)
-    style = "body { font: 16px/1.7 sans-serif; max-width: 50em; margin: 2em auto } span { padding: 2px }"
-    page = f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n<style>{style}</style>\n'
-    try:
-        path.write_text(f"{page}{body}\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"html={path} cannot be written ({error.strerror}); name a file in a folder.") from error

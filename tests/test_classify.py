@@ -18,7 +18,7 @@ from experiments.classify import Config, Data, criterion, measure
 from experiments.text_runs import Batch, Example
 from seqjax import export, train
 from seqjax.data import Labelled
-from seqjax.embeddings import WordVectors, save_glove, save_word2vec
+from seqjax.embeddings import WordVectors
 from seqjax.errors import InputError
 from seqjax.reporting import read_metrics
 
@@ -72,7 +72,7 @@ def test_a_run_learns_and_measures_itself(workplace, capsys):
     assert main("evaluate") == 0
     out = capsys.readouterr().out
     assert f"accuracy 1.0000  loss {summary['loss_test']:.4f}  macro_f1 1.0000" in out
-    assert "HUM          1.0000  1.0000  1.0000      3" in out
+    assert "HUM          1.0000  1.0000  1.0000        3" in out
     assert " 0  HUM   3   0   0\n" in out
     assert main("evaluate", "--split", "dev") == 2
 
@@ -150,20 +150,11 @@ def test_the_loss_of_several_labels_counts_each_of_them():
 # --- given vectors, and how fast they learn
 
 
-def test_vectors_of_every_format_are_recognised(tmp_path):
-    vectors = WordVectors(["gold", "tea"], np.array([[1.0, -2.0], [3.0, 4e-5]], np.float32))
-    save_word2vec(vectors, tmp_path / "text.txt")
-    save_word2vec(vectors, tmp_path / "vectors.bin", binary=True)
-    save_word2vec(vectors, tmp_path / "text.vec.gz")
-    save_glove(vectors, tmp_path / "glove.txt")
-    (tmp_path / "vocabulary.txt").write_text("gold 2\ntea 1\n")
-    vocab = ("<pad>", "<unk>", "<sos>", "<eos>", "Tea", "milk")
-    for name in ("text.txt", "vectors.bin", "text.vec.gz", "glove.txt", "."):  # the last is a run
-        table = text_runs.look_up(text_runs.open_vectors(tmp_path / name), vocab)
-        np.testing.assert_array_equal(table[4], vectors["tea"])
-        assert np.isnan(table[[0, 1, 2, 3, 5]]).all()
-    with pytest.raises(InputError, match="cannot read vectors"):
-        text_runs.open_vectors(tmp_path / "none")
+def test_words_have_the_vector_of_their_own_form_or_that_in_lower_case():
+    vectors = WordVectors(["gold", "tea", "Gold"], np.array([[1.0, -2.0], [3.0, 4e-5], [5.0, 6.0]], np.float32))
+    table = text_runs.look_up(vectors, ("<pad>", "<unk>", "<sos>", "<eos>", "Tea", "Gold", "milk"))
+    np.testing.assert_array_equal(table[4:6], vectors[["tea", "Gold"]])
+    assert np.isnan(table[[0, 1, 2, 3, 6]]).all()
 
 
 def test_given_weights_stand_in_the_first_rows():

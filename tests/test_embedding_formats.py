@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from seqjax.embeddings.formats import (
     load_fasttext,
     load_glove,
+    load_vectors,
     load_word2vec,
     save_fasttext,
     save_glove,
@@ -604,3 +605,16 @@ def test_what_a_model_needs(tmp_path):
             tmp_path / "x.bin",
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_format_is_recognised(tmp_path):
+    words = WordVectors(["gold", "tea"], np.array([[1.0, -2.0], [3.0, 4e-5]], np.float32))
+    save_word2vec(words, tmp_path / "text.txt")
+    save_word2vec(words, tmp_path / "vectors.bin", binary=True)
+    save_word2vec(words, tmp_path / "text.vec.gz")
+    save_glove(words, tmp_path / "glove.txt")
+    for name in ("text.txt", "vectors.bin", "text.vec.gz", "glove.txt"):
+        same_bits(load_vectors(tmp_path / name).vectors, words.vectors)
+    assert load_vectors(datapath("crime-and-punishment.bin")).vectors.shape == (291, 5)
+    with pytest.raises(InputError, match="none: cannot be read"):
+        load_vectors(tmp_path / "none")

@@ -206,7 +206,8 @@ def test_chorales(tmp_path):
     }
     for wrong, message in [
         ("[1]", ': must be an object with the pieces of "train", "valid" and "test".'),
-        ('{"train":\n[}', ":2: is no JSON"),
+        ('{"train":\n[}', ":2: is not JSON"),
+        ("[" * 100_000, ": is not JSON that can be read (it is too deep)"),
         (json.dumps({**pieces, "test": []}), ': there is no list of pieces for "test"; give one for each split.'),
         (json.dumps({**pieces, "valid": [[]]}), ": valid, piece 0: is no list of frames; give at least one."),
         (json.dumps({**pieces, "train": [[[60]], [[60], 3]]}), ": train, piece 1, frame 1: 3 is no list of pitches"),

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from experiments import tag, text_runs
-from experiments.tag import Config, Data, decoder, encode, highlighted, highlighted_html, in_scheme, parts, spelled
+from experiments.highlighting import tagged, tagged_html
+from experiments.tag import Config, Data, decoder, encode, in_scheme, parts, spelled
 from experiments.text_runs import Batch, Example
 from seqjax import export
 from seqjax.data import conll_file, shakespeare
@@ -144,8 +145,8 @@ def test_predict_highlights_tags(workplace, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Ann saw Rome\n\nCarl saw Oslo\n"))
     assert main("predict", "--conll", "--tokenized") == 0
     assert capsys.readouterr().out == "Ann\tB-WHO\nsaw\tO\nRome\tB-LOC\n\nCarl\tB-WHO\nsaw\tO\nOslo\tB-LOC\n"
-    assert highlighted([("a", "X"), ("b", "")]).spans[0].style.startswith("black on rgb")
-    assert highlighted_html([("<a>", "B")]).endswith("&lt;a&gt; <small>B</small></span>")
+    assert tagged([("a", "X"), ("b", "")]).spans[0].style.startswith("black on rgb")
+    assert tagged_html([("<a>", "B")]).endswith("&lt;a&gt; <small>B</small></span>")
     assert parts(("ADJ", "O"), ("red", "car"), ("ADJ", "O")) == [("red", "ADJ"), ("car", "")]
 
 

@@ -1,12 +1,11 @@
 """Polyphonic music as pianos play it: which of the 88 keys sound in each frame."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from seqjax.data.files import PathLike, read_text
+from seqjax.data.files import PathLike, read_json
 from seqjax.errors import InputError
 
 LOWEST, KEYS = 21, 88
@@ -26,10 +25,7 @@ def chorales_file(path: PathLike) -> dict[str, list[Piece]]:
       InputError: the file cannot be read, or is no JSON; a split is missing or empty; a piece has no frame; a pitch is
         no key of a piano. It names the file and the piece.
     """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: is no JSON ({error.msg}); repair the file.") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f'{path}: must be an object with the pieces of "train", "valid" and "test".')
     found = {}

@@ -1,10 +1,12 @@
 """The text of a data set's files: plain, in .gz or inside a .zip, in any encoding."""
 
 import gzip
+import json
 import os
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 from seqjax.errors import InputError
 
@@ -44,6 +46,19 @@ def read_lines(path: PathLike, *, encoding: str = "utf-8") -> list[str]:
     if not lines[-1]:
         lines.pop()  # the file ends with a line's end, as it should
     return [line.removesuffix("\r") for line in lines]
+
+
+def read_json(path: PathLike) -> Any:
+    """What a file of JSON holds, plain, in .gz or inside a .zip.
+
+    Raises InputError as `read_text` does, and if it is no JSON, which names the line.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: is not JSON ({error.msg}); copy the file again.") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: is not JSON that can be read (it is too deep); copy the file again.") from error
 
 
 def _content(path: Path) -> bytes:

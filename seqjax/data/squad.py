@@ -1,9 +1,8 @@
 """SQuAD: questions whose answers are spans of a paragraph (Rajpurkar et al. 2016)."""
 
-import json
 from typing import Any, NamedTuple
 
-from seqjax.data.files import PathLike, read_text
+from seqjax.data.files import PathLike, read_json
 from seqjax.errors import InputError
 
 
@@ -31,10 +30,7 @@ def squad_file(path: PathLike) -> list[SquadQuestion]:
     in SQuAD 2.0), or an answer does not stand where ``answer_start`` says. The message names article, paragraph and
     question.
     """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: is not JSON ({error.msg}); copy the file again.") from error
+    content = read_json(path)
     found = []
     for number, article in enumerate(_field(content, "data", list, f"{path}"), 1):
         title = _field(article, "title", str, f"{path}, article {number}")

@@ -17,6 +17,7 @@ from seqjax.embeddings.fasttext import FastTextConfig as FastTextConfig
 from seqjax.embeddings.fasttext import train_fasttext as train_fasttext
 from seqjax.embeddings.formats import load_fasttext as load_fasttext
 from seqjax.embeddings.formats import load_glove as load_glove
+from seqjax.embeddings.formats import load_vectors as load_vectors
 from seqjax.embeddings.formats import load_word2vec as load_word2vec
 from seqjax.embeddings.formats import save_fasttext as save_fasttext
 from seqjax.embeddings.formats import save_glove as save_glove

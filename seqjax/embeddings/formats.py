@@ -37,6 +37,24 @@ _MAX_PRUNED_BUCKET = 100_000_000  # in other files, the rows that follow bound t
 _Path = str | os.PathLike[str]
 
 
+def load_vectors(path: _Path) -> WordVectors:
+    """Vectors in any format that is read here; which one it is, their first bytes say.
+
+    Raises:
+      InputError: the file cannot be read, or what `load_word2vec`, `load_glove` or `load_fasttext` raises.
+    """
+    with _reading(path) as (file, _):
+        head = file.read(_LINE)
+    if head[:4] == struct.pack("<i", _MAGIC):
+        return load_fasttext(path)
+    first, _, rest = head.partition(b"\n")
+    if len(first.split()) != 2 or not all(map(bytes.isdigit, first.split())):
+        return load_glove(path)
+    # In text all numbers are made of few characters; the first word may be cut off, or have any bytes.
+    numbers = rest.partition(b"\n")[0].split(b" ")[1:]
+    return load_word2vec(path, binary=not all(set(number) <= set(b"0123456789+-.einfa\r") for number in numbers))
+
+
 def load_word2vec(
     path: _Path, *, binary: bool = False, limit: int | None = None, errors: str = "strict"
 ) -> WordVectors:

@@ -33,6 +33,7 @@ from seqjax.metrics.classification import ClassificationReport as Classification
 from seqjax.metrics.classification import Scores as Scores
 from seqjax.metrics.classification import classification_report as classification_report
 from seqjax.metrics.classification import confusion_matrix as confusion_matrix
+from seqjax.metrics.classification import score_table as score_table
 from seqjax.metrics.diversity import distinct as distinct
 from seqjax.metrics.diversity import entropy as entropy
 from seqjax.metrics.edit import edit_distance as edit_distance

@@ -1,6 +1,6 @@
 """Classes that were found and missed: confusion, precision, recall and F1, for one label a text or several."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -110,6 +110,21 @@ def classification_report(gold: Classes, predicted: Classes, labels: Sequence[st
         weighted=_mean(each, support),
         accuracy=float(accuracy),
     )
+
+
+def score_table(rows: Mapping[str, Scores]) -> str:
+    """Scores by name as a table: those of classes or of the types of spans, and their averages.
+
+    >>> print(score_table({"neg": count_scores(1, 2, 4)}))
+         precision  recall      F1  support
+    neg     0.5000  0.2500  0.3333        4
+    """
+    width = max(map(len, rows), default=0)
+    lines = (
+        f"{name:{width}}  {of.precision:9.4f}  {of.recall:6.4f}  {of.f1:6.4f}  {of.support:7,}"
+        for name, of in rows.items()
+    )
+    return "\n".join([f"{'':{width}}  precision  recall      F1  support", *lines])
 
 
 def _mean(each: Sequence[Scores], weights: np.ndarray) -> Scores:
