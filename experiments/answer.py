@@ -6,6 +6,7 @@
     python -m experiments.answer train squad --data.path squad     # the folder with train-v1.1.json and dev-v1.1.json
     python -m experiments.answer evaluate --split test             # the newest run, or --run DIR
     python -m experiments.answer predict --question "Where is Mary?" --map map.png < story.txt
+    python -m experiments.answer export
 
 ``exact_match`` and ``f1`` are those of the official script for SQuAD. Some groups of the training questions, stories or
 articles, are kept for validation; the test questions are those of …_test.txt or dev-v1.1.json, and predictions.json in
@@ -21,6 +22,7 @@ from typing import Literal
 
 from experiments import answer_runs
 from experiments.answer_runs import Corpus, Question
+from experiments.lm_runs import ExportOptions, write_bundle
 from seqjax import train
 from seqjax.config import Run, newest_run, run_experiment
 from seqjax.data import babi_file, squad_file
@@ -280,11 +282,19 @@ def predict(options: PredictOptions) -> None:
         attention_map(answer.weights, answer.keys, answer.queries, options.map)
 
 
+def export_run(options: ExportOptions) -> None:
+    """Write a run as files that load and run without seqjax's models: programs, weights, words."""
+    directory = options.run or newest_run(NAME)
+    _, reader = answer_runs.load(directory, Config)
+    write_bundle(NAME, directory, options.to, reader.task.functions(), reader.params, kind=NAME)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     commands: dict[str, tuple[type, Callable]] = {
         "evaluate": (EvaluateOptions, evaluate),
         "predict": (PredictOptions, predict),
+        "export": (ExportOptions, export_run),
     }
     return run_experiment(
         NAME, PRESETS, train=run, commands=commands, description=__doc__, mesh_axes=("data", "model"), argv=argv

@@ -28,7 +28,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from experiments.lm_runs import data_seed, make_optimizer, reading, start
-from seqjax import distributed, losses, nn, sharding, train
+from seqjax import distributed, export, losses, nn, sharding, train
 from seqjax.config import Run, read_config
 from seqjax.data import Buckets, batches, each_once, padded, plan_shapes
 from seqjax.errors import InputError
@@ -80,6 +80,7 @@ class Task(NamedTuple):
     read: Callable  # (params, batch) -> (found, {name: (sum, weight)}), compiled for each shape; `found` batch-first
     answer: Callable  # (question, row of `found`) -> Answer
     size: Callable  # batch -> words, or facts, that are read
+    functions: Callable  # () -> the functions of a bundle
 
 
 # --- words
@@ -172,6 +173,7 @@ def span_task(model: span_reader.SpanReaderConfig, tokenizer: Tokenizer, *, long
         partial(_read_spans, apply, longest),
         _span_answer,
         lambda batch: batch.text.lengths.sum(),
+        partial(_span_functions, apply, longest, n_bytes),
     )
 
 
@@ -229,6 +231,31 @@ def _read_spans(apply, longest, params, batch):
     return SpanFound(first, last, score, spans.attention), metrics
 
 
+def _span_functions(apply, longest, n_bytes) -> dict[str, export.Function]:
+    """``apply(params, text, question) -> scores of each word as first and last``, and ``spans -> the best span``."""
+    ints = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    b, t, q = jax.export.symbolic_shape("b, t, q")
+    arguments = {
+        name: {
+            **{"ids": ints((b, n)), "spelling": ints((b, n, n_bytes))},
+            **{"forms": ints((b, n, len(FORMS))), "lengths": ints((b,))},
+        }
+        for name, n in (("text", t), ("question", q))
+    }
+
+    def scores(params, text, question):
+        return tuple(apply(params, Words(**text), Words(**question))[:2])
+
+    def best(params, text, question):
+        log_starts, log_ends = (jax.nn.log_softmax(z, axis=1) for z in scores(params, text, question))
+        return span_reader.best_spans(log_starts, log_ends, longest=longest)
+
+    return {
+        "apply": export.Function(scores, arguments, ("starts", "ends"), True),
+        "spans": export.Function(best, arguments, ("first", "last", "score")),
+    }
+
+
 def _at(rows, columns):
     return jnp.take_along_axis(rows, columns[:, None], axis=1)[:, 0]
 
@@ -283,6 +310,7 @@ def story_task(model: story_reader.StoryReaderConfig, tokenizer: Tokenizer, *, l
         partial(_read_stories, apply),
         partial(_word, tokenizer),
         lambda batch: (batch.facts != PAD).any(axis=2).sum(),
+        partial(_story_functions, apply),
     )
 
 
@@ -322,6 +350,18 @@ def _read_stories(apply, params, batch):
     right = jnp.sum((answer == batch.answers) & batch.where).astype(weight.dtype)
     found = StoryFound(answer, jnp.max(jax.nn.log_softmax(reading.logits), axis=1), reading.attention)
     return found, {"loss": (total, weight), "accuracy": (right, weight)}
+
+
+def _story_functions(apply) -> dict[str, export.Function]:
+    """``apply(params, facts, question) -> the scores of words as answers, and the attention``."""
+    ints = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    b, f, w, q = jax.export.symbolic_shape("b, f, w, q")
+    arguments = {"facts": ints((b, f, w)), "question": ints((b, q))}
+
+    def read(params, facts, question):
+        return tuple(apply(params, facts, question))
+
+    return {"apply": export.Function(read, arguments, ("logits", "attention"), True)}
 
 
 def _word(tokenizer: Tokenizer, question: Question, found: StoryFound) -> Answer:

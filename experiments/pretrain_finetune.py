@@ -2,27 +2,29 @@
 
     python -m experiments.pretrain_finetune                              # twelve characters of Shakespeare's plays
     python -m experiments.pretrain_finetune train subj --classify.data.path DIR --classify.data.labelled 0.1
+    python -m experiments.pretrain_finetune train chunks --tag.data.path conll2000.zip
     python -m experiments.pretrain_finetune train masked                 # a masked language model
     python -m experiments.pretrain_finetune --start runs/char_lm/RUN     # one that is there
     python -m experiments.pretrain_finetune --resume                     # go on where it was stopped
 
 A language model reads all training texts of a data set. Then, for several seeds, it is trained further on a share of
-the labels, and so is, for comparison, the same model from random weights: on the same labels, in the way that is best
-for it (``scratch``). Each seed draws other labels. All parts are runs of their own experiments, in the run directory:
+the labels (``finetuned``), and so are, for comparison and on the same labels, the same model from random weights
+(``scratch``) and one that has no language model in it (``plain``). Each seed draws other labels. All parts are runs of
+their own experiments, in the run directory:
 
     text/                       the training and validation texts, a line each
     lm/                         of word_lm or masked_lm
     finetuned-0/, scratch-0/ …  of classify or tag, such as: python -m experiments.classify evaluate --run …/finetuned-0
 
-summary.json has the means over the seeds, of what each part measured, and of the differences, with the standard error
-and the 95 % interval of Student's t. Results and times are in experiments/README.md.
+summary.json has the means over the seeds, of what each part measured, and the differences to ``finetuned``, with the
+standard error and the 95 % interval of Student's t. Results and times are in experiments/README.md.
 """
 
 import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +42,14 @@ from seqjax import distributed, train
 from seqjax.config import Run, run_experiment, write_config
 from seqjax.errors import InputError
 from seqjax.models import rnn_lm
+from seqjax.models.tagger import TaggerConfig
 
 NAME = "pretrain_finetune"
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """How the same model is trained from random weights."""
+    """How models are trained that begin with random weights."""
 
     hyper: train.Hyper = train.Hyper(lr=2e-3, dropout=0.4)
     steps: int = 300
@@ -101,6 +104,14 @@ def few(config: ClassifyConfig) -> ClassifyConfig:
     )
 
 
+_CHUNKS = replace(
+    tag.PRESETS["conll2000"][1],
+    data=replace(tag.PRESETS["conll2000"][1].data, labelled=0.1),
+    model=TaggerConfig(d_embed=50, d_hidden=200),
+    hyper=train.Hyper(lr=2e-3, clip=5.0, dropout=0.5),
+    loop=train.Loop(steps=900, log_every=100, eval_every=450, checkpoint_every=900),
+    batches=Batching(rows=32, tokens=1024, n_buckets=2, max_length=100),
+)
 _MASKED = replace(
     masked_lm.PRESETS["shakespeare"][1],
     data=word_lm.Data(min_count=2, max_size=6000),
@@ -119,6 +130,14 @@ PRESETS = {
     "trec": ("needs --classify.data.path; questions", Config(word_lm=lm(800), classify=_WORDS["trec"])),
     "mr": ("needs --classify.data.path; film reviews", Config(word_lm=lm(1500), classify=_WORDS["mr"])),
     "subj": ("needs --classify.data.path; subjective or not", Config(word_lm=lm(1500), classify=_WORDS["subj"])),
+    "chunks": (
+        "needs --tag.data.path; chunks of CoNLL-2000",
+        Config(
+            word_lm=lm(1200),
+            tag=_CHUNKS,
+            scratch=Scratch(_CHUNKS.hyper, _CHUNKS.loop.steps),
+        ),
+    ),
     "smoke": (
         "a minute, to see that everything works",
         Config(
@@ -189,65 +208,71 @@ def language_model(config: Config, run: Run) -> Path:
 def compared(config: Config, start: Path, i: int) -> dict[str, Any]:
     """The configurations of the runs of a seed."""
     _, of = task(config)
-    seed, scratch = config.seed + i, config.scratch
+    seed = config.seed + i
     finetuned = replace(of, seed=seed, start=start, data=replace(of.data, draw=seed))
-    loop = replace(of.loop, steps=scratch.steps)
-    return {
-        "finetuned": finetuned,
-        "scratch": replace(finetuned, start_random=True, thaw=0, hyper=scratch.hyper, loop=loop),
-    }
+    loop = replace(of.loop, steps=config.scratch.steps)
+    scratch = replace(finetuned, start_random=True, thaw=0, hyper=config.scratch.hyper, loop=loop)
+    return {"finetuned": finetuned, "scratch": scratch, "plain": replace(scratch, start=None, start_random=False)}
 
 
 def run(config: Config, run: Run) -> None:
     """Train everything, compare."""
     experiment, _ = task(config)
     start = language_model(config, run)
-    found: dict[str, list[dict[str, float]]] = {"finetuned": [], "scratch": []}
+    found: dict[str, list[dict[str, float]]] = {}
     for i in range(config.seeds):
         for kind, of in compared(config, start, i).items():
             directory = run.directory / f"{kind}-{i}"
             values = part(experiment.NAME, experiment.run, of, run._replace(directory=directory), quiet=True)
             print(f"{directory}:", "  ".join(f"{name} {value:.4f}" for name, value in values.items()), flush=True)
-            found[kind].append(values)
-    summary = compare(found["finetuned"], found["scratch"])
+            found.setdefault(kind, []).append(values)
+    summary = compare(found.pop("finetuned"), found)
     print(table(summary, config.seeds))
     if jax.process_index() == 0:
         (run.directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def compare(finetuned: Sequence[Mapping], scratch: Sequence[Mapping]) -> dict[str, dict[str, float]]:
-    """Of each metric: both means, and mean, standard error and 95 % interval of the difference, seed by seed.
+def compare(
+    finetuned: Sequence[Mapping[str, float]], others: Mapping[str, Sequence[Mapping[str, float]]]
+) -> dict[str, dict[str, Any]]:
+    """Of each metric: the means of all, and of what is finetuned less what is not, seed by seed: mean, error, interval.
 
-    >>> of = compare([{"f1": 0.5}, {"f1": 0.7}], [{"f1": 0.4}, {"f1": 0.5}])["f1"]
-    >>> print(" ".join(f"{name} {value:.3f}" for name, value in of.items()))
-    finetuned 0.600 scratch 0.450 difference 0.150 error 0.050 low -0.485 high 0.785
+    >>> summary = compare([{"f1": 0.5}, {"f1": 0.7}], {"scratch": [{"f1": 0.4}, {"f1": 0.5}]})
+    >>> print(table(summary, 2))
+    <BLANKLINE>
+    2 seeds             mean    finetuned is better by (error, 95 % interval)
+    f1  finetuned  0.6000
+        scratch    0.4500  +0.1500 (0.0500, -0.4853 … +0.7853)
     """
     from scipy.special import stdtrit
 
+    def difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
+        n, mean = len(one), float(np.mean(one - other))
+        error = float(np.std(one - other, ddof=1)) / math.sqrt(n)
+        reach = float(stdtrit(n - 1, 0.975)) * error
+        return {"difference": mean, "error": error, "low": mean - reach, "high": mean + reach}
+
     found = {}
     for name in finetuned[0]:
-        one, other = (np.array([values[name] for values in of]) for of in (finetuned, scratch))
-        difference = one - other
-        n, mean = len(difference), float(np.mean(difference))
-        error = float(np.std(difference, ddof=1)) / math.sqrt(n)
-        reach = float(stdtrit(n - 1, 0.975)) * error
-        found[name] = {
-            **{"finetuned": float(np.mean(one)), "scratch": float(np.mean(other))},
-            **{"difference": mean, "error": error, "low": mean - reach, "high": mean + reach},
-        }
+        one = np.array([values[name] for values in finetuned])
+        found[name] = {"finetuned": {"mean": float(np.mean(one))}}
+        for kind, runs in others.items():
+            other = np.array([values[name] for values in runs])
+            found[name][kind] = {"mean": float(np.mean(other)), **difference(one, other)}
     return found
 
 
-def table(summary: Mapping[str, Mapping[str, float]], seeds: int) -> str:
+def table(summary: Mapping[str, Mapping[str, Mapping[str, float]]], seeds: int) -> str:
     """The same for the screen."""
-    width = max(map(len, summary))
-    rows: Iterable[str] = (
-        f"{name:{width}}  {of['finetuned']:9.4f}  {of['scratch']:7.4f}  {of['difference']:+10.4f}"
-        f"  {of['error']:6.4f}  {of['low']:+.4f} … {of['high']:+.4f}"
-        for name, of in summary.items()
-    )
-    head = f"{'':{width}}  finetuned  scratch  difference   error  95 % interval"
-    return "\n".join([f"\nmeans of {seeds} seeds", head, *rows])
+    width, head = max(map(len, summary)), f"{seeds} seeds"
+    lines = [f"\n{head:{width}}  {'':9}  mean    finetuned is better by (error, 95 % interval)"]
+    for name, kinds in summary.items():
+        for i, (kind, of) in enumerate(kinds.items()):
+            line = f"{name if i == 0 else '':{width}}  {kind:9}  {of['mean']:.4f}"
+            if "difference" in of:
+                line += f"  {of['difference']:+.4f} ({of['error']:.4f}, {of['low']:+.4f} … {of['high']:+.4f})"
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

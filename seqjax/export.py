@@ -346,6 +346,8 @@ def _readme(conventions: Mapping[str, Any]) -> str:
         return ", ".join(convention[part])
 
     def one(spec):
+        if isinstance(spec, dict):
+            return "{" + ", ".join(f'"{name}": {one(of)}' for name, of in spec.items()) + "}"
         dtype, _, sizes = spec.rstrip("]").partition("[")
         return f"np.ones({tuple(1 for _ in sizes.split(','))}, np.{dtype})"
 

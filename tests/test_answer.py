@@ -18,7 +18,7 @@ from flax import nnx
 import seqjax
 from experiments import answer, answer_runs
 from experiments.answer_runs import Question
-from seqjax import nn, train
+from seqjax import export, nn, train
 from seqjax.checkpoint import Checkpoints
 from seqjax.metrics import squad_scores
 from seqjax.models import span_reader, story_reader
@@ -295,6 +295,27 @@ def test_predict_says_where_it_looked(capsys, monkeypatch, preset):
     assert capsys.readouterr().out == given
     assert main("predict", *asked, "--text", " ") == 2
     assert "must not be empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", RUNS)
+def test_a_bundle_answers_as_the_run_does(capsys, preset):
+    directory = Path("runs/answer") / preset
+    assert main("export", "--run", directory) == 0
+    assert "wrote" in capsys.readouterr().out
+    bundle = export.load_bundle(directory / "bundle")
+    config, reader = answer_runs.load(directory, answer.Config)
+    encoded = reader.task.encode(answer.corpus(config.data)["test"][:3])
+    batch = encoded.collate(np.arange(3), (3, *encoded.lengths.max(0).tolist()))
+    found, _ = reader.task.read(reader.params, batch)
+    if preset == "smoke":
+        logits, attention = bundle.functions["apply"](bundle.params, batch.facts, batch.question)
+        np.testing.assert_array_equal(logits.argmax(1), found.answer)
+        np.testing.assert_allclose(attention, found.attention, rtol=1e-5)
+    else:
+        asked = batch.text._asdict(), batch.question._asdict()
+        first, last, score = bundle.functions["spans"](bundle.params, *asked)
+        np.testing.assert_array_equal([first, last], [found.first, found.last])
+        np.testing.assert_allclose(score, found.score, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

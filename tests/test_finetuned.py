@@ -227,23 +227,24 @@ def main(experiment, *words):
 def test_everything_is_compared_in_one_command(workplace, capsys):
     summary = json.loads((workplace / "summary.json").read_text())
     own = {name: [json.loads((workplace / f"{name}-{i}/summary.json").read_text())["accuracy_test"] for i in range(2)]
-           for name in ("finetuned", "scratch")}  # fmt: skip
+           for name in ("finetuned", "scratch", "plain")}  # fmt: skip
     of = summary["accuracy_test"]
-    assert of["finetuned"] == pytest.approx(np.mean(own["finetuned"]))
-    assert of["difference"] == pytest.approx(np.mean(own["finetuned"]) - np.mean(own["scratch"]))
-    configs = {
-        name: json.loads((workplace / name / "config.json").read_text())["config"]
-        for name in ("finetuned-1", "scratch-1")
-    }
-    assert all(config["data"]["draw"] == config["seed"] == 1 for config in configs.values())
-    assert [config["start_random"] for config in configs.values()] == [False, True]
+    assert {kind: values["mean"] for kind, values in of.items()} == pytest.approx(
+        {kind: np.mean(values) for kind, values in own.items()}
+    )
+    for kind in ("scratch", "plain"):
+        assert of[kind]["difference"] == pytest.approx(np.mean(own["finetuned"]) - np.mean(own[kind]))
+    configs = {name: read_config(workplace / name, classify.Config) for name in ("finetuned-1", "scratch-1", "plain-1")}
+    assert all(config.data.draw == config.seed == 1 for config in configs.values())
+    assert [config.start_random for config in configs.values()] == [False, True, False]
+    assert configs["plain-1"].start is None
     corpora = [text_runs.load_corpus(workplace / name)["train"] for name in configs]
-    assert corpora[0] == corpora[1]
+    assert corpora[0] == corpora[1] == corpora[2]
     assert corpora[0] != text_runs.load_corpus(workplace / "finetuned-0")["train"]
     lines = (workplace / "text/train.txt").read_text().splitlines()
     assert not {*lines} & {line.partition(" ")[2] for line in Path("test.txt").read_text().splitlines()}
     assert main(pretrain_finetune, "--run", workplace, "--resume") == 0  # all is there
-    assert "means of 2 seeds" in capsys.readouterr().out
+    assert "\n2 seeds" in capsys.readouterr().out
 
 
 def test_a_run_begins_with_what_the_language_model_has_learned_and_needs_it_no_more(workplace, capsys):

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
@@ -101,7 +100,7 @@ def best_spans(
     """
     n = starts.shape[1]
     reach = jnp.pad(ends, ((0, 0), (0, longest - 1)), constant_values=-jnp.inf)
-    window = np.arange(n)[:, None] + np.arange(longest)
+    window = jnp.arange(n, dtype=jnp.int32)[:, None] + jnp.arange(longest, dtype=jnp.int32)[None]
     scores = (starts[:, :, None] + reach[:, window]).reshape(starts.shape[0], -1)
     best = jnp.argmax(scores, axis=1).astype(jnp.int32)
     first = best // longest
