@@ -55,6 +55,8 @@ class Data:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"data.{name}={value}; it must be at least {least}.")
+        if self.source == "simulated" and self.path is not None:
+            raise InputError(f"data.path={self.path}: say what is there with --data.source, or take a preset for it.")
         if not 0 < self.validation < 1:
             raise InputError(f"data.validation={self.validation}; it must be above 0 and below 1.")
 
@@ -85,6 +87,7 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name}={value}; it must be at least {least}.")
+        train.check_unused(self.hyper, "label_smoothing", "scheduled_sampling", "embed_lr", "layer_lr")
         if self.data.source == "squad" and isinstance(self.model, StoryReaderConfig):
             raise InputError("data.source='squad' has answers of several words; take a preset with a reader of spans.")
 
@@ -274,7 +277,10 @@ def predict(options: PredictOptions) -> None:
     text = sys.stdin.read() if options.text is None else options.text.replace("\\n", "\n")
     if not text.strip() or not options.question.strip():
         raise InputError("text and question must not be empty.")
-    [answer] = answer_runs.answers(reader, [Question("", text.strip(), options.question, (), "")])
+    question = Question("", text.strip(), options.question, (), "")
+    if answer_runs.is_cut(reader, question):
+        print("warning: longer than batches.max_text or batches.max_question; the rest is not read", file=sys.stderr)
+    [answer] = answer_runs.answers(reader, [question])
     print(f"{answer.text}  (log-probability {answer.score:.3f})")
     for line in answer_runs.looks(answer):
         print(f"  {line}")

@@ -108,7 +108,7 @@ def split(text: str) -> list[str]:
 
 def in_validation(group: str, share: float) -> bool:
     """Whether a group of questions validates: a hash decides, the same on every machine."""
-    word = int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "big")
+    word = int.from_bytes(hashlib.blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
     return word / 2**64 < share
 
 
@@ -270,7 +270,8 @@ def _span_answer(question: Question, found: SpanFound) -> Answer:
     first, last = int(found.first), int(found.last)
     near = slice(max(first - NEAR, 0), last + NEAR + 1)
     text = question.text[spans[first][0] : spans[last][1]]
-    return Answer(text, float(found.score), weights[:, near], queries, keys[near])
+    # A copy: a view would keep the attention of the whole batch.
+    return Answer(text, float(found.score), weights[:, near].copy(), queries, keys[near])
 
 
 # --- words as answers to stories
@@ -486,10 +487,19 @@ def training_shapes(batches: Batching, lengths: np.ndarray) -> tuple:
     return plan_shapes(lengths, max_lengths=limits, **options)
 
 
+def reach(batches: Batching, shapes: tuple) -> tuple:
+    """The shapes, and another one for questions that are longer than any in training."""
+    most = (batches.max_text, *[batches.max_question] * (len(shapes[-1]) - 2))
+    if shapes[-1][1:] == most:
+        return shapes
+    return (*shapes, (min(shapes[-1][0], max(1, batches.tokens // max(most))), *most))
+
+
 def make_setup(config: Any, task: Task, corpus: Corpus, mesh: Mesh | None = None) -> tuple[train.Setup, Buckets]:
     """What trains a model and measures it, and the batches by step."""
     encoded = task.encode(corpus["train"])
     shapes = training_shapes(config.batches, encoded.lengths)
+    longer = reach(config.batches, shapes)
     multiple = 1 if mesh is None else mesh.shape.get("data", 1)
     options = {"seed": data_seed(config), "multiple": multiple, **reading(mesh)}
     buckets = Buckets(encoded.lengths, shapes, encoded.collate, **options)
@@ -497,7 +507,7 @@ def make_setup(config: Any, task: Task, corpus: Corpus, mesh: Mesh | None = None
     evaluation = train.Evaluation(
         init=lambda params: (),
         step=lambda params, carried, batch: (carried, task.read(params, batch)[1]),
-        batches=lambda: (batch for _, batch in each_once(judged.lengths, shapes, judged.collate)),
+        batches=lambda: (batch for _, batch in each_once(judged.lengths, longer, judged.collate)),
         finish=lambda values: values,
     )
     parts = train.Setup(
@@ -525,8 +535,9 @@ def fit(config: Any, run: Run, corpus: Corpus) -> None:
     task = make_task(config, tokenizer)
     parts, buckets = make_setup(config, task, corpus, run.mesh)
     state = start(parts.init, config, run.mesh, task.axes)
+    shapes = reach(config.batches, buckets.shapes)
     if jax.process_index() == 0:
-        (run.directory / "shapes.json").write_text(json.dumps(buckets.shapes) + "\n")
+        (run.directory / "shapes.json").write_text(json.dumps(shapes) + "\n")
     n_weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
         f"run {run.directory}: {', '.join(f'{len(found):,} {split}' for split, found in corpus.items())} questions, "
@@ -543,12 +554,12 @@ def fit(config: Any, run: Run, corpus: Corpus) -> None:
         config.hyper,
         parts.batches,
         directory=run.directory,
-        evaluate=lambda params: examine(Reader(task, params, buckets.shapes, run.mesh), judged)[0],
+        evaluate=lambda params: examine(Reader(task, params, shapes, run.mesh), judged)[0],
         tokens_per_step=lambda batch: round(times * task.size(batch)),
         place=run.mesh and sharding.place(run.mesh),
         resume=run.resume,
     )
-    reader = Reader(task, train.best_params(run.directory, state), buckets.shapes, run.mesh)
+    reader = Reader(task, train.best_params(run.directory, state), shapes, run.mesh)
     values = {}
     for split in ("validation", "test"):
         found, given = examine(reader, corpus[split])
@@ -572,13 +583,18 @@ def answers(reader: Reader, questions: Sequence[Question]) -> list[Answer]:
 
 
 def examine(reader: Reader, questions: Sequence[Question]) -> tuple[dict[str, float], list[Answer]]:
-    """Loss, accuracy, exact match and F1, and the answers."""
-    metrics, given = _pass(reader, questions)
+    """Loss, accuracy, exact match and F1, and the answers, without the attention of spans."""
+    metrics, given = _pass(reader, questions, attention=False)
     exact, f1 = squad_scores([answer.text for answer in given], [q.answers for q in questions])
     return train.averages(metrics) | {"exact_match": exact, "f1": f1}, given
 
 
-def _pass(reader: Reader, questions: Sequence[Question]) -> tuple[dict, list[Answer]]:
+def is_cut(reader: Reader, question: Question) -> bool:
+    """Whether a text or a question is too long to be read to its end."""
+    return bool(np.any(reader.task.encode([question]).lengths > reader.shapes[-1][1:]))
+
+
+def _pass(reader: Reader, questions: Sequence[Question], *, attention: bool = True) -> tuple[dict, list[Answer]]:
     task, params, shapes, mesh = reader
     encoded, given, total = task.encode(questions), {}, None
     place = (lambda batch: batch) if mesh is None else sharding.place_whole(mesh)
@@ -586,6 +602,8 @@ def _pass(reader: Reader, questions: Sequence[Question]) -> tuple[dict, list[Ans
         for index, batch in each_once(encoded.lengths, shapes, encoded.collate):
             found, metrics = task.read(params, place(batch))
             total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
+            if not attention and isinstance(found, SpanFound):  # of many long texts it is large
+                found = found._replace(attention=found.attention[:, :, :0])
             found = sharding.fetch(found)
             for row, i in enumerate(index[index >= 0].tolist()):  # the first rows
                 given[i] = task.answer(questions[i], jax.tree.map(lambda a, row=row: a[row], found))

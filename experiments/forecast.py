@@ -150,7 +150,7 @@ def cut(series: Series, data: Data) -> Windows:
     n_train, n_validation, n_test = data.parts or (n - n * 3 // 10, n // 10, n * 3 // 10 - n // 10)
     ends = np.cumsum([n_train, n_validation, n_test])
     if ends[-1] > n:
-        raise InputError(f"data.parts={data.parts}: the series has {n} rows only; lower them.")
+        raise InputError(f"data.parts={data.parts}: the series has {n} rows only; lower them, or give --data.path.")
     if n_train < data.window + data.horizon or min(n_validation, n_test) < data.horizon:
         raise InputError(
             f"data.window={data.window} and data.horizon={data.horizon} do not fit into {n_train}, {n_validation} and "
@@ -158,8 +158,9 @@ def cut(series: Series, data: Data) -> Windows:
         )
     known = series.values[:n_train]
     mean, std = known.mean(axis=0), known.std(axis=0)
-    if not std.all():
-        name = series.names[int(np.argmin(std))]
+    spread = np.ptp(known, axis=0)  # not std, which rounding keeps from 0
+    if not spread.all():
+        name = series.names[int(np.argmin(spread))]
         raise InputError(f"{name} is the same in all rows of the training part; leave it out of data.columns.")
     firsts = (0, *ends[:-1].tolist())
     parts = {split: (a, b) for split, a, b in zip(("train", "validation", "test"), firsts, ends.tolist(), strict=True)}

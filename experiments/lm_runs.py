@@ -78,6 +78,7 @@ def check_sizes(config: Any) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise InputError(f"{name}={value}; it must be at least {least}.")
+    train.check_unused(config.hyper, "scheduled_sampling", "embed_lr", "layer_lr")
 
 
 def prepare(

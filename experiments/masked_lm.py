@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from seqjax import losses, train
 from seqjax.config import Run, newest_run, run_experiment
 from seqjax.data import evaluation_windows
 from seqjax.errors import InputError
-from seqjax.models.masked_lm import MaskedLMConfig, mask
+from seqjax.models.masked_lm import Masked, MaskedLMConfig, mask
 from seqjax.text import Tokenizer
 
 NAME = "masked_lm"
@@ -77,15 +77,22 @@ PRESETS = {
 }
 
 
+def guess(model: lm_runs.Model, params: Any, masked: Masked, tokens: jax.Array, **options: Any) -> tuple:
+    """``(scores [B, K, V], right tokens [B, K])`` of the places that are guessed."""
+    states = model.apply(params, masked.tokens, **options, method="hidden")
+    states = jnp.take_along_axis(states, masked.at[:, :, None], axis=1)
+    return model.apply(params, states, method="scores"), jnp.take_along_axis(tokens, masked.at, axis=1)
+
+
 def make_loss(config: Config, model: lm_runs.Model, vocab_size: int) -> Callable:
     """Cross-entropy of the words that are guessed."""
 
     def loss_fn(params, extra, batch, key, hyper):
         dropout = hyper.dropout if config.hyper.dropout > 0 else 0.0
         key_mask, key_drop = jax.random.split(key)
-        seen, chosen = mask(key_mask, batch.inputs, batch.where, rate=config.rate, vocab_size=vocab_size)
-        logits = model.apply(params, seen, dropout=dropout, key=key_drop)
-        loss = losses.cross_entropy(logits, batch.inputs, where=chosen, label_smoothing=hyper.label_smoothing)
+        masked = mask(key_mask, batch.inputs, batch.where, rate=config.rate, vocab_size=vocab_size)
+        logits, right = guess(model, params, masked, batch.inputs, dropout=dropout, key=key_drop)
+        loss = losses.cross_entropy(logits, right, where=masked.where, label_smoothing=hyper.label_smoothing)
         return loss, (extra, {})
 
     return loss_fn
@@ -97,11 +104,11 @@ def evaluation(config: Config, model: lm_runs.Model, array: np.ndarray, vocab_si
 
     @jax.jit
     def step(params, number, batch):
-        seen, chosen = choose(jax.random.fold_in(jax.random.key(0), number), batch.inputs, batch.where)
-        logits = model.apply(params, seen)
-        loss = losses.cross_entropy(logits, batch.inputs, where=chosen)
-        right = jnp.sum((jnp.argmax(logits, -1) == batch.inputs) & chosen).astype(jnp.float32)
-        return number + 1, {"loss": loss, "accuracy": (right, loss[1])}
+        masked = choose(jax.random.fold_in(jax.random.key(0), number), batch.inputs, batch.where)
+        logits, right = guess(model, params, masked, batch.inputs)
+        loss = losses.cross_entropy(logits, right, where=masked.where)
+        n_right = jnp.sum((jnp.argmax(logits, -1) == right) & masked.where).astype(jnp.float32)
+        return number + 1, {"loss": loss, "accuracy": (n_right, loss[1])}
 
     return train.Evaluation(
         init=lambda params: np.int32(0),

@@ -127,6 +127,7 @@ def check(config: Any) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise InputError(f"{name}={value}; it must be at least {least}.")
+    train.check_unused(config.hyper, "embed_lr", "layer_lr")
     model, limits = config.model, config.batches
     if getattr(model, "attention", "") == "none" and config.search.coverage_penalty > 0:
         raise InputError("search.coverage_penalty needs a model with attention.")

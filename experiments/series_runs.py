@@ -161,6 +161,7 @@ def check(config: Any, *, frames: bool) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise InputError(f"{name}={value}; it must be at least {least}.")
+    train.check_unused(config.hyper, "scheduled_sampling", "embed_lr", "layer_lr")
     if (config.model.readout == "frames") != frames:
         wanted = "frames: every place has its answer" if frames else "last or mean: a sequence has one answer"
         raise InputError(f"model.readout={config.model.readout}; here it must be {wanted}.")

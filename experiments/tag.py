@@ -17,7 +17,6 @@ hash of their words decides. predictions.conll in the run directory has the word
 and those that were found. Results and times are in experiments/README.md.
 """
 
-import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -220,11 +219,11 @@ def read(data: Data, file: Path) -> list[Sentence]:
 
 def share(sentence: Sentence) -> float:
     """A number in [0, 1) for the words of a sentence, the same on every machine."""
-    words = "\0".join(sentence.words).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.sha256(words).digest()[:8], "big") / 2**64
+    return text_runs.hashed(*sentence.words) / 2**64
 
 
 MARKS = {",": "COMMA", ".": "PERIOD", "?": "QUESTION", "!": "EXCLAMATION", ";": "SEMICOLON", ":": "COLON"}
+WORD = r"[^\W_]+(?:['’-][^\W_]+)*"
 LONGEST = 60
 """Words of a piece of a speech."""
 
@@ -245,7 +244,7 @@ def marked(play: str) -> Iterator[Sentence]:
     """
     for block in re.sub(r"\[[^]]*\]", " ", play).split("\n\n"):
         name, _, speech = block.partition("\n")
-        found = re.findall(r"([^\W_]+(?:['’-][^\W_]+)*)([^\w\s]?)", speech) if name.endswith(":") else []
+        found = re.findall(rf"({WORD})([^\w\s]?)", speech) if name.endswith(":") else []
         for begin in range(0, len(found), LONGEST):
             words, marks = zip(*found[begin : begin + LONGEST], strict=True)
             yield Sentence(tuple(map(str.lower, words)), tuple(MARKS.get(mark, "O") for mark in marks))
@@ -484,10 +483,11 @@ def show(options: TagOptions) -> None:
     predictor = text_runs.load(options.run or newest_run(NAME), TASK)
     labels = predictor.texts.labels
     lines = PredictOptions(text=options.text, input=options.input).texts()
-    cut: Callable[[str], list[str]] = str.split if options.tokenized else tokens
-    rows = [cut(line) for line in lines]
-    if predictor.config.data.format == "plays":
-        rows = [[word.lower() for word in row if word not in MARKS] for row in rows]
+    plays = predictor.config.data.format == "plays"
+    cut: Callable[[str], list[str]] = partial(re.findall, WORD) if plays else tokens
+    rows = [line.split() if options.tokenized else cut(line) for line in lines]
+    if plays:
+        rows = [[word.lower() for word in row] for row in rows]
     examples = [Example(tuple(row), ()) for row in rows if row]
     longest = predictor.shapes[-1][1]
     if too_long := sum(len(example.words) > longest for example in examples):

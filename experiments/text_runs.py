@@ -105,6 +105,12 @@ def check(config: Any) -> None:
         )
 
 
+def hashed(*words: str) -> int:
+    """A number below 2^64 for words in order, the same on every machine."""
+    joined = "\0".join(words).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(joined).digest()[:8], "big")
+
+
 def check_labelled(data: Any) -> None:
     """Raise `InputError` for a share of the training examples that is none."""
     if not 0 < data.labelled <= 1:
@@ -116,14 +122,10 @@ def labelled(data: Any, examples: Sequence[Example]) -> list[Example]:
 
     A smaller share is part of a larger one.
     """
-
-    def place(example: Example) -> bytes:
-        words = "\0".join((str(data.draw), *example.words)).encode("utf-8", "surrogatepass")
-        return hashlib.sha256(words).digest()
-
     if data.labelled == 1:
         return list(examples)
-    return sorted(examples, key=place)[: max(1, round(data.labelled * len(examples)))]
+    drawn = sorted(examples, key=lambda example: hashed(str(data.draw), *example.words))
+    return drawn[: max(1, round(data.labelled * len(examples)))]
 
 
 # --- texts
@@ -351,10 +353,15 @@ def read_ids(config: Any, task: Task, texts: Texts, examples: Iterable[Example])
     if texts.trunk is not None:
         return [ids for ids, _ in trunk_runs.cut(texts.trunk, (example.words for example in examples))]
     features = kind_of(config, task).features
-    rows = (texts.ids(example.words) for example in examples)
     if features is None:
-        return list(rows)
+        return [texts.ids(example.words) for example in examples]
+    rows = (texts.ids(example.words[: config.batches.max_length]) for example in examples)
     return [features(ids, config.model, texts.tokenizer.vocab_size) for ids in rows]
+
+
+def most_tokens(config: Any) -> int:
+    """Of the longest text: words, or tokens of a trunk, or features: of n-grams as many begin with each word."""
+    return config.batches.max_length * (getattr(config.model, "n_grams", 1) if config.start is None else 1)
 
 
 def given_weights(config: Any, task: Task, directory: Path, texts: Texts, examples: Sequence[Example]) -> dict:
@@ -456,7 +463,7 @@ def training_buckets(
     limits, encoded = config.batches, task.encode(config, texts, examples)
     lengths, *others = np.atleast_2d(encoded.lengths.T)
     planned = plan_shapes(
-        lengths, tokens_per_batch=limits.tokens, n_buckets=limits.n_buckets, max_lengths=limits.max_length
+        lengths, tokens_per_batch=limits.tokens, n_buckets=limits.n_buckets, max_lengths=most_tokens(config)
     )
     shapes: list[Shape] = [(min(rows, limits.rows), *longest) for rows, *longest in planned]
     for other in others:  # as long as those of the texts in the bucket, or in one before it
@@ -470,14 +477,27 @@ def reach(config: Any, texts: Texts, shapes: Sequence[Shape]) -> tuple[Shape, ..
     """The shapes, and another one for texts that are longer than any in training."""
     limits, (_, longest, *others) = config.batches, shapes[-1]
     bound = texts.trunk and texts.trunk.longest
-    most = limits.max_length if others or not bound else min(limits.max_length, bound)
+    most = most_tokens(config)
+    most = most if others or not bound else min(most, bound)
     if longest >= most:
         return tuple(shapes)
     wider = (-(-other * most // longest) for other in others)
     return (*shapes, (min(limits.rows, max(1, limits.tokens // most)), most, *(min(w, bound or w) for w in wider)))
 
 
+def check_used(config: Any, task: Task) -> None:
+    """Raise `InputError` for options that the model of a configuration has no use for."""
+    train.check_unused(config.hyper, "scheduled_sampling")
+    if config.start is None:
+        train.check_unused(config.hyper, "layer_lr")
+        if config.thaw or config.start_random:
+            raise InputError(f"thaw={config.thaw}, start_random={config.start_random}: they need --start.")
+    if kind_of(config, task).make_step is not None:  # plain SGD
+        train.check_unused(config.hyper, "weight_decay", "clip", "b1", "b2", "ema")
+
+
 def _setup(config: Any, task: Task, directory: Path, texts: Texts, corpus: Corpus, buckets: Buckets) -> train.Setup:
+    check_used(config, task)
     save_shapes(directory, reach(config, texts, buckets.shapes))
     given = given_weights(config, task, directory, texts, corpus["train"])
     model, shapes = model_of(config, task, texts), reach(config, texts, buckets.shapes)
@@ -638,12 +658,14 @@ def commands(task: Task, predict: Callable[[Predictor, PredictOptions], None]) -
     """The sub-commands ``evaluate``, ``predict`` and ``export``, for `run_experiment`."""
 
     def evaluate(options: EvaluateOptions) -> None:
-        """Print the measures of a run on one split; its figures go to the run directory."""
+        """Print the measures of a run on one split; figures and predictions go to the run directory, or RUN/SPLIT."""
         directory = options.run or newest_run(task.name)
         predictor, corpus = load(directory, task), load_corpus(directory)
         if options.split not in corpus:
             raise InputError(f"split={options.split!r}: this corpus has {', '.join(corpus)}.")
-        values = predictor.evaluate(corpus[options.split], directory)
+        place = directory if options.split == "test" else directory / options.split
+        place.mkdir(exist_ok=True)
+        values = predictor.evaluate(corpus[options.split], place)
         print(f"{directory} {options.split}:", "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
     def predict_texts(options: PredictOptions) -> None:
@@ -658,6 +680,8 @@ def commands(task: Task, predict: Callable[[Predictor, PredictOptions], None]) -
         functions = {"apply": exported(predictor)}
         about = {"kind": task.name, "labels": list(texts.labels), "several": texts.several, "lower": texts.lower}
         about |= trunk_runs.about(texts.trunk)
+        if (features := kind_of(predictor.config, task).features) is not None:
+            about["tokens"] = f"{features.__module__}.features of the ids of words, with the model of config.json"
         write_bundle(task.name, directory, options.to, functions, predictor.params, **about)
 
     return {

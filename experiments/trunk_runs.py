@@ -66,7 +66,7 @@ def copy(run: Path, directory: Path) -> None:
     *_, params = lm_runs.load(run, config_type)
     # Its output layer is no part of a trunk.
     named = {name: np.asarray(w) for name, w in export.flatten(params).items() if not name.startswith("out.")}
-    np.savez(directory / "trunk.npz", allow_pickle=False, **named)
+    np.savez(directory / "trunk.npz", **named)
     shutil.copyfile(run / "config.json", directory / "trunk.json")
     shutil.copyfile(run / "tokenizer.json", directory / "trunk_tokenizer.json")
 

@@ -265,7 +265,7 @@ def _nothing_left_of_a_false_start(directory):
     try:
         yield
     except InputError:
-        if not (directory / "checkpoints").exists():
+        if not any(directory.rglob("checkpoints")):  # a run may have parts with their own
             for path in set(directory.iterdir()) - before:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             if not before:

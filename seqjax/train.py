@@ -75,6 +75,16 @@ def check_hyper(hyper: Hyper) -> None:
             raise InputError(f"hyper.{name}={value}; it must be at least 0 and {limit}.")
 
 
+def check_unused(hyper: Hyper, *names: str) -> None:
+    """Raise `InputError` for a number that is not the default though it has no effect here.
+
+    >>> check_unused(Hyper(lr=0.1), "ema", "layer_lr")
+    """
+    for name in names:
+        if (value := getattr(hyper, name)) != Hyper._field_defaults[name]:
+            raise InputError(f"hyper.{name}={value} has no effect here; leave it out.")
+
+
 class State(NamedTuple):
     """All that a training step reads and writes."""
 

@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_refused(workplace, capsys):
     for words, message in {
         ("--data.path", "data"): "name the files of the training texts",
         ("--data.folds", "3", "--data.fold", "3"): "give one below data.folds=3",
-        ("--data.validation_share", "1"): "it must be between 0 and 1",
+        ("--data.validation_share", "1"): "one of n parts validates",
         ("--batches.rows", "0"): "batches.rows=0; it must be at least 1",
         (*DATA, "--data.min_count", "99"): "leaves the vocabulary empty",
     }.items():

@@ -21,7 +21,7 @@ from seqjax.errors import InputError
 from seqjax.export import flatten
 from seqjax.models import fixed_window_lm, rnn_lm
 from seqjax.models.finetuned import FineTunedClassifier, HeadConfig
-from seqjax.models.masked_lm import MASK, MaskedLMConfig, mask
+from seqjax.models.masked_lm import MASK, MaskedLM, MaskedLMConfig, mask
 from seqjax.models.tagger import Tagger, TaggerConfig
 from seqjax.models.transformer_lm import TransformerConfig
 from seqjax.text import SPECIALS, train_tokenizer
@@ -116,30 +116,42 @@ def test_a_tagger_with_a_trunk_reads_each_sentence_for_itself(name):
     assert np.abs(scores(words, lengths, letters, changed, ends) - whole)[0].min() > 0  # the first word hears of it
 
 
-def test_only_chosen_words_count_and_most_of_them_are_hidden():
+def test_most_of_the_chosen_words_are_hidden():
     tokens = jnp.full((50, 80), 7, jnp.int32)
     where = jnp.arange(80)[None] < jnp.full((50, 1), 60)
-    seen, chosen = mask(jax.random.key(0), tokens, where, rate=0.15, vocab_size=10)
-    assert not np.any(chosen & ~where)
-    assert np.all(jnp.where(chosen, tokens, seen) == tokens)
-    assert np.mean(chosen[:, :60]) == pytest.approx(0.15, abs=0.02)
-    of = np.asarray(seen[chosen])
+    masked = mask(jax.random.key(0), tokens, where, rate=0.15, vocab_size=10)
+    assert masked.at.shape == (50, 12)
+    assert np.all(masked.where)
+    assert np.all(masked.at < 60)
+    assert all(len({*row}) == 12 for row in masked.at.tolist())
+    chosen = np.zeros((50, 80), bool)
+    np.put_along_axis(chosen, np.asarray(masked.at), True, axis=1)
+    assert np.all(np.where(chosen, tokens, masked.tokens) == tokens)
+    of = np.asarray(masked.tokens)[chosen]
     assert np.mean(of == MASK) == pytest.approx(0.8, abs=0.05)
     assert np.mean(of == 7) == pytest.approx(0.1 + 0.1 / 6, abs=0.04)
     assert set(of) <= {MASK, *range(len(SPECIALS), 10)}
+    # Of a row of 5 tokens all are guessed, and nothing else counts.
+    few = mask(jax.random.key(0), tokens, where & (jnp.arange(80) < 5)[None], rate=0.15, vocab_size=10)
+    assert sorted(few.at[0][few.where[0]].tolist()) == [0, 1, 2, 3, 4]
 
-    logits = jax.random.normal(jax.random.key(1), (50, 80, 10))
 
-    def apply(params, seen, dropout, key):
-        return logits
-
+def test_only_chosen_words_count():
+    init, apply = nn.purify(
+        lambda key: MaskedLM(MaskedLMConfig(d_model=4, n_heads=1, n_layers=1), 10, rngs=nnx.Rngs(key))
+    )
+    params = init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (3, 20), 4, 10, jnp.int32)
+    where = jnp.arange(20)[None] < jnp.array([[20], [9], [2]])
     loss = masked_lm.make_loss(masked_lm.Config(), lm_runs.Model(None, apply, None, None, None, None), 10)
     key = jax.random.key(3)
-    (total, weight), _ = loss({}, (), Window(tokens, None, None, where), key, train.Hyper())
-    _, chosen = mask(jax.random.split(key)[0], tokens, where, rate=0.15, vocab_size=10)
-    nats = -np.asarray(jax.nn.log_softmax(logits))[..., 7]
-    np.testing.assert_allclose(total, nats[np.asarray(chosen)].sum(), rtol=1e-5)
-    assert float(weight) == np.sum(np.asarray(chosen))
+    (total, weight), _ = loss(params, (), Window(tokens, None, None, where), key, train.Hyper())
+    masked = mask(jax.random.split(key)[0], tokens, where, rate=0.15, vocab_size=10)
+    nats = -np.asarray(jax.nn.log_softmax(apply(params, masked.tokens)))
+    rows, k = np.nonzero(masked.where)
+    at = np.asarray(masked.at)[rows, k]
+    np.testing.assert_allclose(total, nats[rows, at, np.asarray(tokens)[rows, at]].sum(), rtol=1e-5)
+    assert float(weight) == len(rows) == 3 + 3 + 2
 
 
 def test_layers_learn_more_slowly_downwards_and_thaw_in_turn():
@@ -212,7 +224,7 @@ def workplace(tmp_path_factory):
 
 DATA = ("--classify.data.path", ".", "--classify.data.train", "train.txt", "--classify.data.test", "test.txt")
 COMPARE = (
-    *("smoke", *DATA, "--classify.data.labelled", "0.5", "--classify.data.validation_share", "0.3"),
+    *("smoke", *DATA, "--classify.data.labelled", "0.5", "--classify.data.validation_share", "0.33"),
     *("--classify.batches.rows", "8", "--classify.head.d_head", "0"),
     *("--word_lm.data.tokenizer", "bpe", "--word_lm.data.min_count", "1", "--word_lm.data.max_size", "290"),
     *("--word_lm.batch_size", "2", "--word_lm.window", "4"),

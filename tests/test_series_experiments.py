@@ -348,7 +348,11 @@ def test_pixels_in_another_order():
         (music, "gru", "data.path: no package has chorales; give the path of jsb-chorales-quarter.json."),
         (music, "sample --temperature -1", "temperature=-1.0; it must be at least 0."),
         (forecast, "--data.order 30", "data.order=30: AR(p) sees the window too, 24 rows; lower it."),
-        (forecast, "--data.parts 300 30 30", "data.parts=(300, 30, 30): the series has 309 rows only; lower them."),
+        (
+            forecast,
+            "--data.parts 300 30 30",
+            "data.parts=(300, 30, 30): the series has 309 rows only",
+        ),
         (forecast, "--data.window 230", "data.window=230 and data.horizon=1 do not fit into 221, 35 and 53 rows"),
     ],
 )

@@ -35,9 +35,11 @@ def series_file(path: PathLike, *, columns: Sequence[str] = ()) -> Series:
     header = [name.strip() for name in next(lines, ("", []))[1]]
     if len(header) < 2:
         raise InputError(f"{path}:1: {len(header)} columns; give a time and at least one quantity, between commas.")
+    if len(set(header[1:])) < len(header[1:]):
+        raise InputError(f"{path}:1: two columns have the same name; rename one of them.")
     if unknown := [name for name in columns if name not in header[1:]]:
         raise InputError(f"{path}:1: there is no column {unknown[0]!r}; choose from {', '.join(header[1:])}.")
-    places = [header.index(name) for name in columns] or list(range(1, len(header)))
+    places = [1 + header[1:].index(name) for name in columns] or list(range(1, len(header)))
     times, values = [], []
     for where, fields in lines:
         if len(fields) not in (0, len(header)):

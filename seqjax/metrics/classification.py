@@ -61,7 +61,7 @@ def confusion_matrix(gold: Classes, predicted: Classes, n_classes: int) -> np.nd
     """
     gold, predicted = _pair(gold, predicted)
     _check_ids(gold, predicted, n_classes)
-    cells = gold.astype(np.int64) * n_classes + predicted  # more than a narrow type of ids can count
+    cells = gold.astype(np.int64) * n_classes + predicted.astype(np.int64)  # more than a narrow type can count
     return np.bincount(cells, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 

@@ -5,15 +5,15 @@
     x   = x + dropout(mlp(norm(x)))
     p(token_t | the others) = softmax(norm(x_t) W + b),   W is Eᵀ when ``tied``
 
-In training a part of the tokens is chosen, and only these are guessed; of them 80 % are replaced by ``MASK``, 10 % by
-another token, and 10 % stay (``mask``). The names of embedding, layers and the norm after them are those of
-`seqjax.models.transformer_lm`.
+In training a part of the tokens of each row is chosen, and only these are guessed; of them 80 % are replaced by
+``MASK``, 10 % by another token, and 10 % stay (``mask``). The names of embedding, layers and the norm after them are
+those of `seqjax.models.transformer_lm`.
 """
 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,10 @@ class MaskedLM(nnx.Module):
         key: PRNGKey | None = None,
     ) -> Float[Array, "B T V"]:
         """The scores of what stands at each place; dropout acts only where ``key`` is given."""
-        x = self.hidden(tokens, lengths, dropout=dropout, key=key)
+        return self.scores(self.hidden(tokens, lengths, dropout=dropout, key=key))
+
+    def scores(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """The output layer, of all places or some."""
         return self.embed.attend(x) if self.out is None else self.out(x)
 
     def hidden(
@@ -125,13 +128,30 @@ class MaskedLM(nnx.Module):
         return ()
 
 
-def mask(
-    key: PRNGKey, tokens: Int[Array, "B T"], where: Bool[Array, "B T"], *, rate: float, vocab_size: int
-) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
-    """``(inputs, chosen)``: each token ``where`` is chosen at a rate; what the model sees in its place is drawn."""
+class Masked(NamedTuple):
+    """What the model sees, and what it has to guess."""
+
+    tokens: Int[Array, "B T"]
+    at: Int[Array, "B K"]  # the places of the tokens that are guessed
+    where: Bool[Array, "B K"]  # whether there is a token
+
+
+def mask(key: PRNGKey, tokens: Int[Array, "B T"], where: Bool[Array, "B T"], *, rate: float, vocab_size: int) -> Masked:
+    """Choose K = rate · T tokens of each row to be guessed, of those ``where``, and draw what is seen in their places.
+
+    Their number is the same at every step, so that the scores of other tokens need not be computed.
+
+    >>> tokens = jnp.arange(5, 15)[None]
+    >>> masked = mask(jax.random.key(0), tokens, tokens < 10, rate=0.3, vocab_size=20)
+    >>> masked.at.shape, bool(jnp.all(tokens[0, masked.at] < 10))
+    ((1, 3), True)
+    """
     choose, replace, draw = jax.random.split(key, 3)
-    chosen = where & jax.random.bernoulli(choose, rate, tokens.shape)
+    n = max(1, round(rate * tokens.shape[1]))
+    order = jnp.argsort(jnp.where(where, jax.random.uniform(choose, tokens.shape), 1.0), axis=1)
+    rank = jnp.argsort(order, axis=1)
     u = jax.random.uniform(replace, tokens.shape)
     others = jax.random.randint(draw, tokens.shape, len(SPECIALS), vocab_size, tokens.dtype)
     seen = jnp.where(u < 0.8, jnp.asarray(MASK, tokens.dtype), jnp.where(u < 0.9, others, tokens))
-    return jnp.where(chosen, seen, tokens), chosen
+    at = order[:, :n].astype(jnp.int32)
+    return Masked(jnp.where((rank < n) & where, seen, tokens), at, jnp.take_along_axis(where, at, axis=1))
