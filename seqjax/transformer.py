@@ -16,7 +16,8 @@ from seqjax.errors import InputError
 from seqjax.layers import affine
 from seqjax.layers import dropout as apply_dropout
 from seqjax.normalization import layer_norm, rms_norm
-from seqjax.types import Array, Float, PRNGKey, Scalar
+from seqjax.pooling import kept
+from seqjax.types import Array, Float, Int, PRNGKey, Scalar
 
 Positions = Literal["rotary", "learned", "sinusoidal", "alibi", "t5", "none"]
 """How a Transformer knows where a token stands; see `add_positions`, `rotate` and `position_bias`."""
@@ -165,6 +166,45 @@ def encode(
     for params in layers:
         x = feed_forward(config, params, attend_within(config, params, x, at, attend, drop), drop)
     return x
+
+
+def read(
+    config,
+    layers: Sequence[Layer],
+    x: Float[Array, "B T D"],
+    lengths: Int[Array, "B"] | None,
+    drop: Callable[[Array], Array],
+    *,
+    causal: bool = False,
+    norm: tuple[Array | None, Array | None] = (None, None),
+    learned: Float[Array, "P D"] | None = None,
+    table: Float[Array, "C N"] | None = None,
+) -> Float[Array, "B T D"]:
+    """What all layers make of whole texts: x + positions, dropout, layers, and the norm after them if there is one.
+
+    Args:
+      config: of the model.
+      layers: weights.
+      x: embeddings.
+      lengths: of the texts; None is all of T.
+      drop: see `dropper`.
+      causal: whether a place sees only itself and those before it.
+      norm: its g and b; without g there is none.
+      learned: vectors of "learned" positions.
+      table: of "t5" positions.
+    """
+    at = jnp.arange(x.shape[1], dtype=jnp.int32)
+    bias = position_bias(config.positions, config.n_heads, table, bidirectional=not causal)
+    mask = None if lengths is None else kept(lengths, x.shape[1])[:, None, None]
+    attend = partial(attention.dot_product_attention, mask=mask, causal=causal, **bias)
+    x = drop(add_positions(config.positions, x, at, learned).astype(getattr(config, "dtype", x.dtype)))
+    x = encode(config, layers, x, at, attend, drop)
+    return x if norm[0] is None else normalize(config.style, x, *norm)
+
+
+def values(*parameters) -> list:
+    """The arrays of `nnx.Param`s, None where there is none."""
+    return [None if parameter is None else parameter.get_value() for parameter in parameters]
 
 
 def dropper(rate: Scalar, key: PRNGKey | None) -> Callable[[Array], Array]:

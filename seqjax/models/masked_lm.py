@@ -12,7 +12,6 @@ those of `seqjax.models.transformer_lm`.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,10 +19,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from seqjax import attention, pooling, transformer
+from seqjax import transformer
 from seqjax.nn import Dense, Embed
 from seqjax.text import SOS, SPECIALS
-from seqjax.transformer import Style, dropper, encode, init_layer_of, init_norm, normalize
+from seqjax.transformer import Style, dropper, init_layer_of, init_norm, read, values
 from seqjax.types import Array, Bool, Float, Int, PRNGKey, Scalar, Size
 
 MASK = SOS
@@ -110,18 +109,9 @@ class MaskedLM(nnx.Module):
         key: PRNGKey | None = None,
     ) -> Float[Array, "B T D"]:
         """norm(x), of which the scores are made."""
-        config, at, drop = self.config, jnp.arange(tokens.shape[1], dtype=jnp.int32), dropper(dropout, key)
-        learned, t5 = (None if p is None else p.get_value() for p in (self.learned and self.learned.w, self.table))
-        bias = transformer.position_bias(config.positions, config.n_heads, t5, bidirectional=True)
-        mask = None if lengths is None else pooling.kept(lengths, tokens.shape[1])[:, None, None]
-        attend = partial(attention.dot_product_attention, mask=mask, **bias)
-        x = transformer.add_positions(config.positions, self.embed(tokens), at, learned)
-        layers = [layer.get_value() for layer in self.layers]
-        x = encode(config, layers, drop(x.astype(config.dtype)), at, attend, drop)
-        if config.norm_place != "pre":
-            return x
-        g, b = (None if p is None else p.get_value() for p in (self.g, self.b))
-        return normalize(config.style, x, g, b)
+        g, b, learned, table = values(self.g, self.b, self.learned and self.learned.w, self.table)
+        options = {"norm": (g, b), "learned": learned, "table": table}
+        return read(self.config, values(*self.layers), self.embed(tokens), lengths, dropper(dropout, key), **options)
 
     def initial_carry(self, batch: Size) -> tuple:
         """What training carries from one window to the next: nothing."""

@@ -8,17 +8,17 @@ y   = norm(x) W + b of the last place, of the mean of all, or of every place
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from seqjax import attention, pooling, transformer
+from seqjax import transformer
 from seqjax.models.series import Readout, check_sizes, read_out
 from seqjax.nn import Dense
-from seqjax.transformer import Style, dropper, encode, init_layer_of, init_norm, normalize
+from seqjax.pooling import kept
+from seqjax.transformer import Style, dropper, init_layer_of, init_norm, read, values
 from seqjax.types import Array, Float, Int, PRNGKey, Scalar
 
 
@@ -71,12 +71,7 @@ class SeriesTransformer(nnx.Module):
     ) -> Float[Array, "B *T C"]:
         """[B, C], or [B, T, C] of frames, whatever padding holds; dropout acts only where ``key`` is given."""
         config, drop = self.config, dropper(dropout, key)
-        kept, at = pooling.kept(lengths, inputs.shape[1]), jnp.arange(inputs.shape[1], dtype=jnp.int32)
-        table = None if self.table is None else self.table.get_value()
-        bias = transformer.position_bias(config.positions, config.n_heads, table)
-        attend = partial(attention.dot_product_attention, mask=kept[:, None, None], causal=True, **bias)
-        x = self.into(jnp.where(kept[..., None], inputs, jnp.zeros_like(inputs)))
-        x = drop(transformer.add_positions(config.positions, x, at, None))
-        x = encode(config, [layer.get_value() for layer in self.layers], x, at, attend, drop)
-        x = normalize(config.style, x, self.g.get_value(), self.b.get_value())
+        g, b, table = values(self.g, self.b, self.table)
+        x = self.into(jnp.where(kept(lengths, inputs.shape[1])[..., None], inputs, jnp.zeros_like(inputs)))
+        x = read(config, values(*self.layers), x, lengths, drop, causal=True, norm=(g, b), table=table)
         return self.out(read_out(config.readout, x, lengths))

@@ -15,7 +15,6 @@ The names of its embedding, layers and the norm after them are those of `seqjax.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from seqjax import attention, convolution, crf, losses, pooling, transformer
+from seqjax import convolution, crf, losses, pooling, transformer
 from seqjax.cells import CELLS
 from seqjax.convolution import init_filters, max_over_time
 from seqjax.errors import InputError
@@ -31,7 +30,7 @@ from seqjax.layers import dropout as apply_dropout
 from seqjax.models.finetuned import without_output
 from seqjax.nn import Bidirectional, Dense, Embed
 from seqjax.text import UNK
-from seqjax.transformer import Style, encode, init_layer, init_norm, normalize
+from seqjax.transformer import Style, dropper, init_layer, init_norm, read, values
 from seqjax.types import Array, Bool, Float, Int, PRNGKey, Scalar
 
 STYLE = Style("layer", "pre")
@@ -206,14 +205,8 @@ class Tagger(nnx.Module):
         return features.reshape(*letters.shape[:-1], -1) if places is None else features[places]
 
     def _attend(self, xs, lengths, dropout, key):
-        config, at = self.config, jnp.arange(xs.shape[1], dtype=jnp.int32)
-        drop = transformer.dropper(dropout, key)
-        bias = transformer.position_bias(config.positions, config.n_heads, bidirectional=True)
-        mask = pooling.kept(lengths, xs.shape[1])[:, None, None]
-        attend = partial(attention.dot_product_attention, mask=mask, **bias)
-        xs = transformer.add_positions(config.positions, self.enter(xs), at, None)
-        hs = encode(config, [layer.get_value() for layer in self.layers], xs, at, attend, drop)
-        return normalize(STYLE, hs, self.g.get_value(), self.b.get_value())
+        layers, norm = values(*self.layers), (self.g.get_value(), self.b.get_value())
+        return read(self.config, layers, self.enter(xs), lengths, dropper(dropout, key), norm=norm)
 
 
 def tag_loss(

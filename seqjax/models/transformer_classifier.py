@@ -12,18 +12,16 @@ a word sees only those before it.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from seqjax import attention, pooling, transformer
+from seqjax import transformer
 from seqjax.models.text_parts import Pool, Pooling, check, drop_words
 from seqjax.nn import Dense, Embed
-from seqjax.transformer import Style, dropper, encode, init_layer_of, init_norm, normalize
+from seqjax.transformer import Style, dropper, init_layer_of, init_norm, read, values
 from seqjax.types import Array, Float, Int, PRNGKey, Scalar
 
 
@@ -108,14 +106,6 @@ class TransformerClassifier(nnx.Module):
         return weights
 
     def _read(self, tokens, lengths, drop):
-        config, at = self.config, jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        learned, t5 = (None if p is None else p.get_value() for p in (self.learned and self.learned.w, self.table))
-        bias = transformer.position_bias(config.positions, config.n_heads, t5, bidirectional=not config.causal)
-        mask = pooling.kept(lengths, tokens.shape[1])[:, None, None]
-        attend = partial(attention.dot_product_attention, mask=mask, causal=config.causal, **bias)
-        x = drop(transformer.add_positions(config.positions, self.embed(tokens), at, learned))
-        x = encode(config, [layer.get_value() for layer in self.layers], x, at, attend, drop)
-        if config.norm_place == "pre":
-            g, b = (None if p is None else p.get_value() for p in (self.g, self.b))
-            x = normalize(config.style, x, g, b)
-        return self.pool(x, lengths)
+        g, b, learned, table = values(self.g, self.b, self.learned and self.learned.w, self.table)
+        options = {"causal": self.config.causal, "norm": (g, b), "learned": learned, "table": table}
+        return self.pool(read(self.config, values(*self.layers), self.embed(tokens), lengths, drop, **options), lengths)
