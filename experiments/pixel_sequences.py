@@ -44,10 +44,16 @@ NAME = "pixel_sequences"
 class Data:
     """The images."""
 
+    source: Literal["digits", "mnist"] = "digits"
+    """Those of the scikit-learn package, or of a file."""
     path: Path | None = None
-    """MNIST as .npz; without one, the digits of the scikit-learn package."""
+    """Of mnist: the .npz."""
     permuted: bool = False
     """In an order drawn once and for all."""
+
+    def __post_init__(self):
+        if self.source == "digits" and self.path is not None:
+            raise InputError(f"data.path={self.path}: the file is that of --data.source mnist, as of the preset mnist.")
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ PRESETS = {
     "mnist": (
         "needs --data.path; 784 pixels, a GRU, better on an accelerator",
         Config(
+            data=Data("mnist"),
             hyper=train.Hyper(lr=1e-3, b2=0.999),
             loop=train.Loop(steps=10000, log_every=100, eval_every=1000, checkpoint_every=1000),
         ),
@@ -94,7 +101,11 @@ PRESETS = {
 
 def images(data: Data) -> dict[str, Images]:
     """split -> images, of the package or the file."""
-    return digits() if data.path is None else mnist_file(data.path)
+    if data.source == "digits":
+        return digits()
+    if data.path is None:
+        raise InputError("data.path: no package has MNIST; give the path of its .npz.")
+    return mnist_file(data.path)
 
 
 def sequences(data: Data, pixels: np.ndarray) -> np.ndarray:
@@ -155,9 +166,7 @@ def evaluate(options: EvaluateOptions) -> None:
         found += outputs.argmax(-1)[batch.where].tolist()
     labels = [str(label) for label in range(predictor.problem.d_out)]
     report = metrics.classification_report(gold, found, labels)
-    print("class  precision  recall      f1  support")
-    for label, (precision, recall, f1, support) in report.classes.items():
-        print(f"{label:>5}  {precision:9.4f}  {recall:6.4f}  {f1:6.4f}  {support:7,}")
+    print(metrics.score_table(report.classes))
     reporting.confusion_map(metrics.confusion_matrix(gold, found, len(labels)), labels, directory / "confusion.png")
 
 
@@ -175,9 +184,10 @@ def predict(options: PredictOptions) -> None:
     """Say which digit each image shows, and how likely it is."""
     predictor = series_runs.load(options.run or newest_run(NAME), TASK)
     data = predictor.config.data
-    shape, highest = predictor.problem.about["shape"], 16 if data.path is None else 255
+    shape, highest = predictor.problem.about["shape"], 16 if data.source == "digits" else 255
     lines = read_lines(options.input) if options.input else sys.stdin.read().splitlines()
-    pixels = np.array([_pixels(line, number, shape) for number, line in enumerate(lines, 1)], np.float32) / highest
+    rows = [_pixels(line, number, shape, highest) for number, line in enumerate(lines, 1)]
+    pixels = np.array(rows, np.float32) / highest
     if not len(pixels):
         raise InputError("input: there is no image in it; give one a line.")
     given = Examples(sequences(data, pixels), np.zeros(len(pixels), np.int32), frames=False)
@@ -187,7 +197,7 @@ def predict(options: PredictOptions) -> None:
             print(f"{label}  {p:.4f}")
 
 
-def _pixels(line: str, number: int, shape: tuple[int, int]) -> np.ndarray:
+def _pixels(line: str, number: int, shape: tuple[int, int], highest: int) -> np.ndarray:
     try:
         pixels = [float(field) for field in line.split(",")]
     except ValueError as error:
@@ -195,6 +205,8 @@ def _pixels(line: str, number: int, shape: tuple[int, int]) -> np.ndarray:
     n = shape[0] * shape[1]
     if len(pixels) not in (n, n + 1):  # a label may follow
         raise InputError(f"input:{number}: {len(pixels)} numbers; give {n} pixels, row by row.")
+    if not all(0 <= pixel <= highest for pixel in pixels[:n]):
+        raise InputError(f"input:{number}: pixels must be from 0 to {highest}, as in training.")
     return np.reshape(pixels[:n], shape)
 
 

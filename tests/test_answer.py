@@ -298,6 +298,14 @@ def test_predict_says_where_it_looked(capsys, monkeypatch, preset):
 
 
 @pytest.mark.parametrize("preset", RUNS)
+def test_what_is_longer_than_in_training_is_read(preset):
+    _, reader = answer_runs.load(Path("runs/answer") / preset, answer.Config)
+    asked = partial(Question, "", "Mary went to the garden and then on", answers=(), group="")
+    assert not answer_runs.is_cut(reader, asked("Where is Mary right now after all of this ?"))
+    assert answer_runs.is_cut(reader, asked("Where " * 33))
+
+
+@pytest.mark.parametrize("preset", RUNS)
 def test_a_bundle_answers_as_the_run_does(capsys, preset):
     directory = Path("runs/answer") / preset
     assert main("export", "--run", directory) == 0

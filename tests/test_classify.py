@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -218,10 +219,25 @@ def test_what_does_not_fit_is_refused(workplace, capsys):
         ("--data.validation_share", "1"): "one of n parts validates",
         ("--batches.rows", "0"): "batches.rows=0; it must be at least 1",
         (*DATA, "--data.min_count", "99"): "leaves the vocabulary empty",
+        (*DATA, "--thaw", "3"): "thaw=3, start_random=False: they need --start",
+        (*DATA, "--hyper.layer_lr", "0.5"): "hyper.layer_lr=0.5 has no effect here",
+        ("--data.train", "TREC.train"): "data.path: give the folder with TREC.train",
     }.items():
         assert main("smoke", *words) == 2
         assert message in capsys.readouterr().err
+    assert main("newsgroups", *DATA, "--data.format", "lines", "--hyper.clip", "2") == 2  # plain SGD
+    assert "hyper.clip=2.0 has no effect here" in capsys.readouterr().err
     texts = text_runs.load_texts(workplace)
     with pytest.raises(InputError, match="the label 'ENTY' is none of this run: HUM, LOC, NUM"):
         texts.label_ids(["HUM", "ENTY"])
     assert Data(text="text").text == "text"
+
+
+def test_words_are_cut_and_not_features(workplace):
+    config = classify.PRESETS["mr"][1]
+    config = replace(config, batches=replace(config.batches, max_length=4))
+    texts = text_runs.load_texts(workplace)
+    [features] = text_runs.read_ids(config, classify.TASK, texts, [Example(tuple("abcdef"), ("LOC",))])
+    assert len(features) == 4 + 3
+    shapes = text_runs.training_buckets(config, classify.TASK, texts, [Example(tuple("abcdef"), ("LOC",))]).shapes
+    assert shapes[-1][1] == 7

@@ -252,6 +252,15 @@ def test_help(toy, calls, capsys):
 # --- exit status
 
 
+def test_bad_input_removes_no_checkpoint_of_a_part(toy, tmp_path):
+    def train(config, run):
+        (run.directory / "part" / "checkpoints").mkdir(parents=True)
+        raise InputError("refused")
+
+    assert toy(f"--run {tmp_path}/run", train) == 2
+    assert (tmp_path / "run" / "part" / "checkpoints").exists()
+
+
 def test_errors_of_seqjax_are_one_line(toy, capsys):
     def train(config, run):
         raise CheckpointError("no intact\ncheckpoint")

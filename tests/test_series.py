@@ -307,12 +307,15 @@ def test_sunspots_and_what_is_no_series(tmp_path):
         ("t,a\n1,x\n", ":2: a is 'x', which is no finite number"),
         ("t,a\n1,inf\n", ":2: a is 'inf', which is no finite number"),
         ('t,a\n"1,2\n', ":2: unexpected end of data"),
+        ("t,a,a\n1,2,3\n", ":1: two columns have the same name"),
         ('"t,a\n', ":1: unexpected end of data"),
     ]:
         path.write_text(wrong)
         with pytest.raises(InputError) as caught:
             series_file(path)
         assert str(caught.value).startswith(f"{path}{message}")
+    path.write_text("a,b,a\n1,2,3\n")
+    assert series_file(path, columns=["a"]).values.tolist() == [[3]]  # not the times
     path.write_text("t,a\n1,2\n")
     with pytest.raises(InputError, match="there is no column 'c'; choose from a"):
         series_file(path, columns=["c"])

@@ -324,7 +324,7 @@ def test_what_an_image_shows(capsys, monkeypatch):
 def test_pixels_in_another_order():
     pixels = np.arange(2 * 64, dtype=np.float32).reshape(2, 8, 8)
     straight, permuted = (
-        pixel_sequences.sequences(pixel_sequences.Data(None, p), pixels)[..., 0] for p in (False, True)
+        pixel_sequences.sequences(pixel_sequences.Data(permuted=p), pixels)[..., 0] for p in (False, True)
     )
     np.testing.assert_array_equal(straight, pixels.reshape(2, 64))
     assert not np.array_equal(permuted, straight)
@@ -343,7 +343,9 @@ def test_pixels_in_another_order():
         (memory_tasks, "train copy --model.readout mean", "model.readout=mean; here it must be frames"),
         (memory_tasks, "--batch_size 0", "batch_size=0; it must be at least 1."),
         (pixel_sequences, "--model.readout frames", "model.readout=frames; here it must be last or mean: a sequence"),
-        (pixel_sequences, "--data.path none.npz", "none.npz: cannot read the images"),
+        (pixel_sequences, "mnist --data.path none.npz", "none.npz: cannot read the images"),
+        (pixel_sequences, "mnist", "data.path: no package has MNIST"),
+        (pixel_sequences, "--data.path none.npz", "data.path=none.npz: the file is that of --data.source mnist"),
         (pixel_sequences, "predict --input music.json", "input:1: could not convert string to float"),
         (music, "gru", "data.path: no package has chorales; give the path of jsb-chorales-quarter.json."),
         (music, "sample --temperature -1", "temperature=-1.0; it must be at least 0."),

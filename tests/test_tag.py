@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import random
+import re
 import shutil
 import sys
 from functools import partial
@@ -145,6 +146,7 @@ def test_predict_highlights_tags(workplace, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Ann saw Rome\n\nCarl saw Oslo\n"))
     assert main("predict", "--conll", "--tokenized") == 0
     assert capsys.readouterr().out == "Ann\tB-WHO\nsaw\tO\nRome\tB-LOC\n\nCarl\tB-WHO\nsaw\tO\nOslo\tB-LOC\n"
+    assert re.findall(tag.WORD, "I don't, well-known o'clock!") == ["I", "don't", "well-known", "o'clock"]
     assert tagged([("a", "X"), ("b", "")]).spans[0].style.startswith("black on rgb")
     assert tagged_html([("<a>", "B")]).endswith("&lt;a&gt; <small>B</small></span>")
     assert parts(("ADJ", "O"), ("red", "car"), ("ADJ", "O")) == [("red", "ADJ"), ("car", "")]

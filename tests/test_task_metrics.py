@@ -156,6 +156,8 @@ def test_classes_on_the_device():
     gold, predicted = jnp.array([0, 1, 1], jnp.int8), jnp.array([0, 1, 0], jnp.int8)
     report = metrics.classification_report(gold, predicted, ["a", "b"])
     assert report.classes["b"] == (1.0, 0.5, pytest.approx(2 / 3), 2)
+    unsigned = np.array([0, 1], np.uint64), np.array([1, 1], np.uint64)
+    assert metrics.confusion_matrix(*unsigned, 2).tolist() == [[0, 1], [0, 1]]
     wide = metrics.confusion_matrix(gold, predicted, 200)  # more cells than an int8 has numbers
     assert (wide.shape, wide.sum(), wide[1, 0]) == ((200, 200), 3, 1)
 
