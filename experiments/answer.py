@@ -26,7 +26,7 @@ from experiments.lm_runs import ExportOptions, write_bundle
 from seqjax import train
 from seqjax.config import Run, newest_run, run_experiment
 from seqjax.data import babi_file, squad_file
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.models.span_reader import SpanReaderConfig
 from seqjax.models.story_reader import StoryReaderConfig
 from seqjax.reporting import attention_map
@@ -51,10 +51,7 @@ class Data:
     """Rarer words are <unk>."""
 
     def __post_init__(self):
-        for name, least in {"task": 1, "limit": 1, "min_count": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"data.{name}={value}; it must be at least {least}.")
+        check_least(self, "data.", task=1, limit=1, min_count=1)
         if self.source == "simulated" and self.path is not None:
             raise InputError(f"data.path={self.path}: say what is there with --data.source, or take a preset for it.")
         if not 0 < self.validation < 1:
@@ -83,10 +80,7 @@ class Config:
     report: answer_runs.Report = answer_runs.Report()
 
     def __post_init__(self):
-        for name, least in {"seed": 0, "data_seed": 0, "warmup": 0, "linear_steps": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name}={value}; it must be at least {least}.")
+        check_least(self, seed=0, data_seed=0, warmup=0, linear_steps=0)
         train.check_unused(self.hyper, "label_smoothing", "scheduled_sampling", "embed_lr", "layer_lr")
         if self.data.source == "squad" and isinstance(self.model, StoryReaderConfig):
             raise InputError("data.source='squad' has answers of several words; take a preset with a reader of spans.")

@@ -31,7 +31,7 @@ from experiments.lm_runs import data_seed, make_optimizer, reading, start
 from seqjax import distributed, export, losses, nn, sharding, train
 from seqjax.config import Run, read_config
 from seqjax.data import Buckets, batches, each_once, padded, plan_shapes
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.metrics import squad_scores
 from seqjax.models import span_reader, story_reader
 from seqjax.models.span_reader import Words
@@ -402,9 +402,7 @@ class Batching:
     """Of a word's spelling, that are read."""
 
     def __post_init__(self):
-        for name in ("tokens", "n_buckets", "max_text", "max_question", "max_answer", "n_bytes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"batches.{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(self, "batches.", tokens=1, n_buckets=1, max_text=1, max_question=1, max_answer=1, n_bytes=1)
 
 
 @dataclass(frozen=True)
@@ -419,9 +417,7 @@ class Report:
     """Answers on the screen at the end."""
 
     def __post_init__(self):
-        for name, least in {"questions": 1, "maps": 0, "samples": 0}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"report.{name}={getattr(self, name)}; it must be at least {least}.")
+        check_least(self, "report.", questions=1, maps=0, samples=0)
 
 
 def make_task(config: Any, tokenizer: Tokenizer) -> Task:

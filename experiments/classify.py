@@ -47,7 +47,7 @@ from experiments.text_runs import (
 from seqjax import losses, metrics, train
 from seqjax.config import Run, run_experiment
 from seqjax.data import Labelled, labelled_files, labelled_folder, labelled_lines, labelled_tsv, padded
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.models import fasttext_classifier, linear_classifier
 from seqjax.models.cnn_classifier import CNNClassifier, CNNClassifierConfig
 from seqjax.models.fasttext_classifier import FastTextClassifier, FastTextClassifierConfig
@@ -110,12 +110,10 @@ class Data:
     """Words of the largest vocabulary."""
     vectors: Path | None = None
     """Vectors that words begin with: a file of word2vec, fastText or GloVe, or a run of an experiment with embeddings;
-    hyper.embed_lr says how they are trained, 0 not at all."""
+    hyper.embed_lr says how they are trained, 0 not at all. Their first 50,000 words are known, too."""
 
     def __post_init__(self):
-        for name, least in {"fold": 0, "min_count": 1, "folds": 2, "max_size": 5}.items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise InputError(f"data.{name}={value}; it must be at least {least}.")
+        check_least(self, "data.", fold=0, min_count=1, folds=2, max_size=5)
         if self.folds is not None and (self.fold >= self.folds or self.test):
             raise InputError(f"data.fold={self.fold}: give one below data.folds={self.folds}, and no data.test.")
         share = self.validation_share

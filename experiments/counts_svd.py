@@ -22,7 +22,7 @@ import numpy as np
 from experiments.embedding_runs import Data, Evaluation, commands, finish, prepare
 from seqjax.config import Run, run_experiment
 from seqjax.embeddings import WordVectors, cooccurrence, ppmi, svd_embeddings
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 
 NAME = "counts_svd"
 
@@ -48,9 +48,7 @@ class Model:
     """Of the singular values in the word vectors."""
 
     def __post_init__(self):
-        for name in ("window", "min_count", "rank"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(self, "model.", window=1, min_count=1, rank=1)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 from experiments import lm_runs
 from seqjax import decoding, distributed, losses, sharding, train
 from seqjax.config import Run, newest_run, run_experiment
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.models import fixed_window_lm
 from seqjax.text import EOS, PAD, SOS, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -63,10 +63,7 @@ class Config:
     """Names of a step."""
 
     def __post_init__(self):
-        for name, least in {"seed": 0, "data_seed": 0, "batch_size": 1, "warmup": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name}={value}; it must be at least {least}.")
+        check_least(self, seed=0, data_seed=0, batch_size=1, warmup=0)
 
 
 PRESETS = {

@@ -37,7 +37,7 @@ from experiments.series_runs import (
 from seqjax import train
 from seqjax.config import Run, newest_run, run_experiment
 from seqjax.data.series import Series, series_file, sunspots
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 
 NAME = "forecast"
 
@@ -63,9 +63,7 @@ class Data:
     """p of AR(p)."""
 
     def __post_init__(self):
-        for name in ("window", "horizon", "order"):
-            if getattr(self, name) < 1:
-                raise InputError(f"data.{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(self, "data.", window=1, horizon=1, order=1)
         if self.order > self.window:
             raise InputError(f"data.order={self.order}: AR(p) sees the window too, {self.window} rows; lower it.")
         if self.parts is not None and min(self.parts) < self.horizon:

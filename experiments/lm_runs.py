@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from seqjax import decoding, distributed, export, losses, nn, sharding, train
 from seqjax.config import Run, newest_run, read_config
 from seqjax.data import BPTTWindows, batches, evaluation_windows, tokens
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.models import fixed_window_lm, masked_lm, rnn_lm, transformer_lm
 from seqjax.text import EOS, SPECIALS, UNK, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -74,10 +74,7 @@ def check_sizes(config: Any) -> None:
         raise InputError(
             f"window={config.window}; this model has learned positions for {longest} tokens (model.context)."
         )
-    for name, least in {"seed": 0, "data_seed": 0, "batch_size": 1, "window": 1, "accumulate": 1, "warmup": 0}.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"{name}={value}; it must be at least {least}.")
+    check_least(config, seed=0, data_seed=0, batch_size=1, window=1, accumulate=1, warmup=0)
     train.check_unused(config.hyper, "scheduled_sampling", "embed_lr", "layer_lr")
 
 
@@ -295,9 +292,7 @@ class SampleOptions:
     def __post_init__(self):
         # Before a model is loaded.
         decoding.check_options(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
-        for name in ("samples", "length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(self, samples=1, length=1)
 
 
 @dataclass(frozen=True)

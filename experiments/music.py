@@ -37,7 +37,7 @@ from experiments.series_runs import (
 from seqjax import losses, train
 from seqjax.config import Run, newest_run, run_experiment
 from seqjax.data.chorales import KEYS, LOWEST, Piece, chorales_file, piano_roll, pitches
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 
 NAME = "music"
 
@@ -184,9 +184,7 @@ class SampleOptions:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in {"frames": 1, "temperature": 0, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least {least}.")
+        check_least(self, frames=1, temperature=0, seed=0)
         if not 0 < self.seconds < 10:
             raise InputError(f"seconds={self.seconds}; it must be above 0 and below 10.")
 

@@ -35,7 +35,7 @@ from experiments import char_lm, lm_runs
 from seqjax import losses, train
 from seqjax.config import Run, run_experiment
 from seqjax.data.digits import small_digits
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.layers import affine
 from seqjax.models.transformer_lm import TransformerConfig
 from seqjax.normalization import BatchStats, batch_norm, batch_stats, layer_norm, rms_norm
@@ -80,9 +80,7 @@ class Part:
             values = getattr(self, name)
             if not values or len({*values}) < len(values):
                 raise InputError(f"{name}={values}; give at least one, and none twice.")
-        for name, least in {"width": 1, "seeds": 1, "steps": 1, "warmup": 0, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least {least}.")
+        check_least(self, width=1, seeds=1, steps=1, warmup=0, batch_size=1)
         if min(self.depths) < 1 or not min(self.lrs) > 0:
             raise InputError(f"depths={self.depths} must be at least 1 and lrs={self.lrs} above 0.")
 

@@ -24,7 +24,7 @@ import numpy as np
 from experiments import lm_runs
 from seqjax import decoding, losses
 from seqjax.config import newest_run, run_experiment
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.metrics import distinct, entropy
 
 NAME = "sampling"
@@ -51,9 +51,7 @@ class Options:
             raise InputError("temperatures is empty; give at least one.")
         for temperature in self.temperatures:
             decoding.check_options(temperature=temperature)
-        for name in ("samples", "length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(self, samples=1, length=1)
 
 
 class Row(NamedTuple):

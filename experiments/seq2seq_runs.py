@@ -31,7 +31,7 @@ from seqjax import decoding, distributed, export, losses, nn, sharding, train
 from seqjax.checkpoint import Checkpoints
 from seqjax.config import Run, newest_run, read_config
 from seqjax.data import PairBuckets, batches, bucket_shapes, count_cut, evaluation_batches, read_lines
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.models import rnn_seq2seq, transformer_seq2seq
 from seqjax.reporting import attention_map
 from seqjax.text import EOS, PAD, SOS, UNK, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
@@ -73,9 +73,7 @@ class Batching:
     max_target: int = 100
 
     def __post_init__(self):
-        for name, least in {"tokens": 1, "n_buckets": 1, "max_source": 2, "max_target": 2}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least {least}.")
+        check_least(self, tokens=1, n_buckets=1, max_source=2, max_target=2)
 
 
 @dataclass(frozen=True)
@@ -106,9 +104,7 @@ class Search:
     """Sources at a time."""
 
     def __post_init__(self):
-        for name, least in {"beam_size": 1, "batch_size": 1, "seed": 0, "min_length": 0, "no_repeat_ngram": 0}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least {least}.")
+        check_least(self, beam_size=1, batch_size=1, seed=0, min_length=0, no_repeat_ngram=0)
         if self.max_length is not None and self.max_length < 1:
             raise InputError(f"max_length={self.max_length}; it must be at least 1.")
         # Now, not when the first text is written, after hours of training.
@@ -123,10 +119,7 @@ class Search:
 
 def check(config: Any) -> None:
     """Raise `InputError` for a configuration whose parts do not fit."""
-    for name, least in {"seed": 0, "data_seed": 0, "warmup": 0}.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"{name}={value}; it must be at least {least}.")
+    check_least(config, seed=0, data_seed=0, warmup=0)
     train.check_unused(config.hyper, "embed_lr", "layer_lr")
     model, limits = config.model, config.batches
     if getattr(model, "attention", "") == "none" and config.search.coverage_penalty > 0:
@@ -641,9 +634,7 @@ class Report:
     """Texts on the screen at the end."""
 
     def __post_init__(self):
-        for name, least in {"texts": 1, "maps": 0, "samples": 0}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"report.{name}={getattr(self, name)}; it must be at least {least}.")
+        check_least(self, "report.", texts=1, maps=0, samples=0)
 
 
 def show(writer: Writer, examples: Sequence[Example], config: Any, directory: Path) -> None:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from experiments.embedding_runs import use_cores
 from seqjax import train
 from seqjax.config import Run, changed, differing, run_experiment, write_config
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.reporting import read_metrics
 from seqjax.study import Result, Standings, Study, axes, figures, run_study
 from seqjax.study.tables import seeds_table, table
@@ -66,9 +66,7 @@ class Points:
 
     def __post_init__(self):
         super().__post_init__()  # that of the experiment's configuration
-        for name in ("samples", "batch", "seeds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(self, samples=1, batch=1, seeds=1)
         given = [name for name in ("grid", "random", "latin", "optuna") if getattr(self, name)]
         if len(given) > 1:
             raise InputError(f"both {' and '.join(given)} are given: a study proposes its points in one way.")

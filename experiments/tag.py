@@ -49,7 +49,7 @@ from seqjax import crf, export, train
 from seqjax.config import Run, newest_run, run_experiment
 from seqjax.data import Sentence, conll_file, conllu_file, padded
 from seqjax.data.conll import CONLLU
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.metrics import Span, classification_report, score_table, span_report, spans
 from seqjax.models.tagger import Tagger, TaggerConfig, best_tags, tag_loss
 
@@ -92,12 +92,10 @@ class Data:
     """Rarer words are <unk>."""
     vectors: Path | None = None
     """Vectors that words begin with: a file of word2vec, fastText or GloVe, or a run of an experiment with embeddings;
-    hyper.embed_lr says how they are trained, 0 not at all."""
+    hyper.embed_lr says how they are trained, 0 not at all. Their first 50,000 words are known, too."""
 
     def __post_init__(self):
-        for name in ("min_count", "limit"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"data.{name}={value}; it must be at least 1.")
+        check_least(self, "data.", min_count=1, limit=1)
         if self.tag not in CONLLU:
             raise InputError(f"data.tag={self.tag!r} is no column of CoNLL-U; choose one of {', '.join(CONLLU)}.")
         if not 0 < self.validation_share < 1:

@@ -20,7 +20,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import repeat
 from pathlib import Path
@@ -40,7 +40,7 @@ from seqjax import distributed, export, nn, sharding, train
 from seqjax.config import Run, newest_run, read_config
 from seqjax.data import Buckets, Shape, batches, each_once, plan_shapes, read_lines
 from seqjax.embeddings import WordVectors, load_vectors
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.text import SPECIALS, UNK, Tokenizer, load_tokenizer, save_tokenizer, split_words, train_tokenizer
 
 
@@ -86,17 +86,12 @@ class Batching:
     """Words of the longest text; longer ones are cut."""
 
     def __post_init__(self):
-        for name in ("rows", "tokens", "n_buckets", "max_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"batches.{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(self, "batches.", rows=1, tokens=1, n_buckets=1, max_length=1)
 
 
 def check(config: Any) -> None:
     """Raise `InputError` for a configuration whose parts do not fit."""
-    for name, least in {"seed": 0, "data_seed": 0, "warmup": 0, "thaw": 0}.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise InputError(f"{name}={value}; it must be at least {least}.")
+    check_least(config, seed=0, data_seed=0, warmup=0, thaw=0)
     longest = getattr(config.model, "longest", None) if config.start is None else None
     if longest is not None and config.batches.max_length > longest:
         raise InputError(
@@ -210,13 +205,14 @@ def prepare(
         known = {"labels": labels, "several": several, "lower": lower, "digits": digits}
         (directory / "labels.json").write_text(json.dumps(known, indent=1) + "\n")
         joined = (" ".join(example.words) for example in splits["train"])
-        texts = (normal(text, lower=lower, digits=digits) for text in joined)
-        tokenizer = train_tokenizer(kind, texts, min_count=min_count, max_size=max_size)
+        normalise = partial(normal, lower=lower, digits=digits)
+        tokenizer = train_tokenizer(kind, map(normalise, joined), min_count=min_count, max_size=max_size)
         if tokenizer.vocab_size == len(SPECIALS):
             raise InputError(f"data.min_count={min_count} leaves the vocabulary empty; lower it.")
         if vectors is not None:
             of = embedding_runs.load(vectors) if vectors.is_dir() else load_vectors(vectors)
-            np.save(directory / "vectors.npy", look_up(of, tokenizer.vocab))
+            tokenizer = extended(tokenizer, of, normalise)
+            np.save(directory / "vectors.npy", look_up(of, tokenizer.vocab, normalise))
         if start is not None:
             trunk_runs.copy(start, directory)
         save_tokenizer(tokenizer, directory / "tokenizer.json")  # last: where it is, all else is
@@ -247,10 +243,27 @@ def load_corpus(directory: Path) -> dict[str, list[Example]]:
 # --- given vectors
 
 
-def look_up(vectors: WordVectors, vocab: Sequence[str]) -> np.ndarray:
-    """float32 [V, D]: the vector of each word, or else of the word in lower case; NaN if it has none."""
+VECTOR_WORDS = 50_000
+"""So many words of given vectors, the first, are known beside those of the training texts."""
+
+
+def extended(tokenizer: Tokenizer, vectors: WordVectors, normalise: Callable[[str], str]) -> Tokenizer:
+    """The vocabulary, and the words that vectors have beside it: a text may have them that no training text has."""
+    known = {*tokenizer.vocab}
+    more = dict.fromkeys(map(normalise, vectors.words[:VECTOR_WORDS]))
+    words = (word for word in more if word not in known and split(word, tokenizer.kind) == (word,))
+    return replace(tokenizer, vocab=(*tokenizer.vocab, *words))
+
+
+def look_up(vectors: WordVectors, vocab: Sequence[str], normalise: Callable[[str], str]) -> np.ndarray:
+    """float32 [V, D]: the vector of each word, or else of the word in lower case, or of one that is read as this one.
+
+    NaN if there is none.
+    """
     table = np.full((len(vocab), vectors.vectors.shape[1]), np.nan, np.float32)
-    spelled = {i: form for i, word in enumerate(vocab) for form in (word.lower(), word) if form in vectors}
+    read = {normalise(word): word for word in reversed(vectors.words[:VECTOR_WORDS])}
+    forms = ((i, (read.get(word, word), word.lower(), word)) for i, word in enumerate(vocab))
+    spelled = {i: form for i, candidates in forms for form in candidates if form in vectors}
     known = [i for i in spelled if i >= len(SPECIALS)]
     table[known] = vectors[[spelled[i] for i in known]]
     print(f"vectors: {len(known):,} of {len(vocab) - len(SPECIALS):,} words have one", file=sys.stderr)

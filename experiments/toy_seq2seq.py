@@ -23,7 +23,7 @@ from experiments.lm_runs import data_seed
 from experiments.seq2seq_runs import Batching, Corpus, Example, Report, Search, Task, Texts
 from seqjax import metrics, train
 from seqjax.config import Run, run_experiment
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.models.rnn_seq2seq import RNNSeq2SeqConfig
 from seqjax.models.transformer_seq2seq import TransformerSeq2SeqConfig
 
@@ -46,9 +46,7 @@ class Data:
     """That of validation and test; by default the same."""
 
     def __post_init__(self):
-        for name in ("pairs", "n_symbols", "shortest"):
-            if getattr(self, name) < 1:
-                raise InputError(f"data.{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(self, "data.", pairs=1, n_symbols=1, shortest=1)
         if not self.shortest <= self.longest <= (self.longest_test or self.longest):
             raise InputError(
                 f"data.shortest={self.shortest}, longest={self.longest} and longest_test={self.longest_test}; none may "

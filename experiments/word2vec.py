@@ -20,7 +20,7 @@ import jax
 from experiments.embedding_runs import Data, Evaluation, commands, finish, prepare, recording, text_mesh, use_cores
 from seqjax.config import Run, run_experiment
 from seqjax.embeddings import Word2VecConfig, train_word2vec
-from seqjax.errors import InputError
+from seqjax.errors import check_least
 
 NAME = "word2vec"
 
@@ -39,9 +39,7 @@ class Config:
     """Parts of the text that are trained on side by side: cores of a CPU, or GPUs."""
 
     def __post_init__(self):
-        for name in ("checkpoint_every", "devices"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(self, checkpoint_every=1, devices=1)
 
 
 PRESETS = {

@@ -30,7 +30,7 @@ from seqjax import distributed
 from seqjax.averaging import average_checkpoints as average_checkpoints
 from seqjax.averaging import averaged_params, weight_average
 from seqjax.checkpoint import Checkpoints, Restored
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.reporting import Reporter, learning_curve
 from seqjax.sharding import place_whole
 from seqjax.types import PRNGKey, PyTree
@@ -266,11 +266,7 @@ class Loop:
     """Which of its values is the best; may be left out for the loss, of which it is the lowest."""
 
     def __post_init__(self):
-        least = {"steps": 1, "log_every": 1, "eval_every": 1, "checkpoint_every": 1, "keep": 2, "patience": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise InputError(f"loop.{name}={value}; it must be at least {bound}.")
+        check_least(self, "loop.", steps=1, log_every=1, eval_every=1, checkpoint_every=1, keep=2, patience=1)
         if self.monitor != "loss" and self.best is None:
             raise InputError(f"loop.monitor={self.monitor}; set loop.best to lowest or highest, whichever is better.")
 

@@ -22,6 +22,7 @@ from seqjax.data import Labelled
 from seqjax.embeddings import WordVectors
 from seqjax.errors import InputError
 from seqjax.reporting import read_metrics
+from seqjax.text import SPECIALS, SpaceTokenizer
 
 QUESTIONS = {"HUM": "Who wrote", "LOC": "Where is", "NUM": "How many are in"}
 THINGS = ["hamlet", "rome", "tea", "paris", "milk", "music", "bread", "winter", "gold", "silver"]
@@ -152,10 +153,14 @@ def test_the_loss_of_several_labels_counts_each_of_them():
 
 
 def test_words_have_the_vector_of_their_own_form_or_that_in_lower_case():
-    vectors = WordVectors(["gold", "tea", "Gold"], np.array([[1.0, -2.0], [3.0, 4e-5], [5.0, 6.0]], np.float32))
-    table = text_runs.look_up(vectors, ("<pad>", "<unk>", "<sos>", "<eos>", "Tea", "Gold", "milk"))
+    names = ["gold", "tea", "Gold", "ice cream", "Oslo", "OSLO"]
+    vectors = WordVectors(names, np.arange(12, dtype=np.float32).reshape(6, 2) - 5)
+    table = text_runs.look_up(vectors, (*SPECIALS, "Tea", "Gold", "milk"), str)
     np.testing.assert_array_equal(table[4:6], vectors[["tea", "Gold"]])
     assert np.isnan(table[[0, 1, 2, 3, 6]]).all()
+    known = text_runs.extended(SpaceTokenizer((*SPECIALS, "milk", "gold")), vectors, str.lower)
+    assert known.vocab == (*SPECIALS, "milk", "gold", "tea", "oslo")
+    np.testing.assert_array_equal(text_runs.look_up(vectors, known.vocab, str.lower)[7], vectors["Oslo"])
 
 
 def test_given_weights_stand_in_the_first_rows():

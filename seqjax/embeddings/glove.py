@@ -26,7 +26,7 @@ from seqjax.embeddings.counts import Cooccurrence, cooccurrence
 from seqjax.embeddings.streaming import Progress, Saver
 from seqjax.embeddings.vectors import WordVectors
 from seqjax.embeddings.vocabulary import Corpus, Vocabulary, count_words, make_vocabulary
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.types import Array, Float, Int, PRNGKey
 
 BLOCK = 16
@@ -57,9 +57,7 @@ class GloVeConfig:
     """The result is the sum of word and context vectors; otherwise the word vectors alone."""
 
     def __post_init__(self):
-        for name in ("vector_size", "window", "min_count", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least 1")
+        check_least(self, vector_size=1, window=1, min_count=1, epochs=1, batch_size=1)
         for name in ("x_max", "eta"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}={getattr(self, name)}; it must be above 0")

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from seqjax.errors import InputError
+from seqjax.errors import check_least
 from seqjax.layers import dropout as apply_dropout
 from seqjax.nn import Dense, Embed
 from seqjax.normalization import layer_norm
@@ -45,9 +45,7 @@ class Config:
     """Of the products; weights, statistics and the loss stay float32."""
 
     def __post_init__(self):
-        for name, least in {"fuse": 1, "n_layers": 0, "d_embed": 1, "d_hidden": 1}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"model.{name}={getattr(self, name)}; it must be at least {least}.")
+        check_least(self, "model.", fuse=1, n_layers=0, d_embed=1, d_hidden=1)
 
     @property
     def window(self) -> int:

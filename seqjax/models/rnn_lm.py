@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqjax.cells import CELLS
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.layers import dropout as apply_dropout
 from seqjax.nn import Dense, Embed, Recurrent
 from seqjax.types import Array, Bool, Float, Int, PRNGKey, Scalar, Size
@@ -55,9 +55,7 @@ class Config:
             raise InputError(
                 f"model.tied needs d_embed = d_hidden, not {self.d_embed} and {self.d_hidden}; make them equal."
             )
-        for name in ("d_embed", "d_hidden", "n_layers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(self, "model.", d_embed=1, d_hidden=1, n_layers=1)
         for name in ("word_dropout", "weight_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"model.{name}={getattr(self, name)}; it must be at least 0 and below 1.")

@@ -27,7 +27,7 @@ from jax import lax
 
 from seqjax.caching import Shared
 from seqjax.cells import CELLS
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.nn import Attention, Bidirectional, Dense, Embed, Recurrent
 from seqjax.scores import SCORES
 from seqjax.seq2seq import last_output, pointer_generator, scheduled_inputs
@@ -71,9 +71,7 @@ class RNNSeq2SeqConfig:
         for name, known in (("cell", CELLS), ("attention", (*SCORES, "none"))):
             if getattr(self, name) not in known:
                 raise InputError(f"model.{name}={getattr(self, name)!r} is unknown; choose from {', '.join(known)}.")
-        for name in ("d_embed", "d_hidden", "n_layers", "d_attention", "longest"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(self, "model.", d_embed=1, d_hidden=1, n_layers=1, d_attention=1, longest=1)
         if self.bidirectional and self.d_hidden % 2:
             raise InputError(f"model.d_hidden={self.d_hidden}: two directions have half of it each; make it even.")
         if self.coverage and self.attention != "additive":

@@ -17,7 +17,7 @@ from flax import nnx
 
 from seqjax import pooling
 from seqjax.cells import CELLS, Cell, elman
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.nn import Dense, Recurrent
 from seqjax.transformer import dropper
 from seqjax.types import Array, Float, Int, PRNGKey, Scalar
@@ -87,6 +87,4 @@ def read_out(kind: Readout, hs: Float[Array, "B T H"], lengths: Int[Array, "B"])
 
 def check_sizes(config: Any, *names: str) -> None:
     """Raise `InputError` for a size below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise InputError(f"model.{name}={getattr(config, name)}; it must be at least 1.")
+    check_least(config, "model.", **dict.fromkeys(names, 1))

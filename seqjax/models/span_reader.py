@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from seqjax.cells import CELLS
 from seqjax.convolution import AXES, init_filters, max_over_time
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.kernels.attention import softmax
 from seqjax.layers import dropout as apply_dropout
 from seqjax.nn import Bidirectional, Dense, Embed
@@ -52,9 +52,7 @@ class SpanReaderConfig:
     def __post_init__(self):
         if self.cell not in CELLS:
             raise InputError(f"model.cell={self.cell!r} is unknown; choose from {', '.join(CELLS)}.")
-        for name, least in {"d_embed": 1, "d_char": 1, "n_filters": 0, "width": 1, "d_hidden": 2}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"model.{name}={getattr(self, name)}; it must be at least {least}.")
+        check_least(self, "model.", d_embed=1, d_char=1, n_filters=0, width=1, d_hidden=2)
         if self.d_hidden % 2:
             raise InputError(f"model.d_hidden={self.d_hidden}: two directions have half of it each; make it even.")
 

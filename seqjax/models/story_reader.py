@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seqjax.cells import CELLS
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.kernels.attention import softmax
 from seqjax.layers import dropout as apply_dropout
 from seqjax.nn import Dense, Embed, Recurrent
@@ -48,9 +48,7 @@ class StoryReaderConfig:
     def __post_init__(self):
         if self.cell not in CELLS:
             raise InputError(f"model.cell={self.cell!r} is unknown; choose from {', '.join(CELLS)}.")
-        for name, least in {"d_embed": 1, "n_hops": 0, "longest": 1, "d_hidden": 1}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"model.{name}={getattr(self, name)}; it must be at least {least}.")
+        check_least(self, "model.", d_embed=1, n_hops=0, longest=1, d_hidden=1)
         if not 0 <= self.noise < 1:
             raise InputError(f"model.noise={self.noise}; it must be at least 0 and below 1.")
 

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from seqjax import convolution, crf, losses, pooling, transformer
 from seqjax.cells import CELLS
 from seqjax.convolution import init_filters, max_over_time
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.layers import dropout as apply_dropout
 from seqjax.models.finetuned import without_output
 from seqjax.nn import Bidirectional, Dense, Embed
@@ -82,9 +82,18 @@ class TaggerConfig:
         return STYLE
 
     def __post_init__(self):
-        for name in ("d_embed", "d_letter", "d_spelling", "max_letters", "width", "d_hidden", "n_layers", "n_heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"model.{name}={getattr(self, name)}; it must be at least 1.")
+        check_least(
+            self,
+            "model.",
+            d_embed=1,
+            d_letter=1,
+            d_spelling=1,
+            max_letters=1,
+            width=1,
+            d_hidden=1,
+            n_layers=1,
+            n_heads=1,
+        )
         if not 0 <= self.unknown <= 1:
             raise InputError(f"model.unknown={self.unknown}; it must be between 0 and 1.")
         if self.cell not in CELLS:

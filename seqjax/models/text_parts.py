@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from seqjax import pooling
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.nn import Dense
 from seqjax.text import UNK
 from seqjax.types import Array, Float, Int, PRNGKey
@@ -20,9 +20,7 @@ Pooling = Literal["last", "mean", "max", "attention", "concat"]
 
 def check(config: Any, *sizes: str) -> None:
     """Raise `InputError` for a size below 1, too many buckets, or a rate of word dropout that is none."""
-    for name in sizes:
-        if getattr(config, name) < 1:
-            raise InputError(f"model.{name}={getattr(config, name)}; it must be at least 1.")
+    check_least(config, "model.", **dict.fromkeys(sizes, 1))
     if getattr(config, "bucket", 1) >= 2**30:
         raise InputError(f"model.bucket={config.bucket}; it must be below 2**30.")
     if not 0 <= getattr(config, "word_dropout", 0) < 1:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seqjax.checkpoint import Checkpoints
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least
 from seqjax.reporting import Reporter
 from seqjax.study import engine
 from seqjax.study.engine import Member, Plan
@@ -50,11 +50,7 @@ class Study:
     """Evaluate on the first batches of the validation split alone; by default on all."""
 
     def __post_init__(self):
-        least = {"chunk": engine.NARROWEST, "devices": 1, "halving": 1, "rung": 1, "slots": 1, "eval_batches": 1}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise InputError(f"study.{name}={value}; it must be at least {bound}.")
+        check_least(self, "study.", chunk=engine.NARROWEST, devices=1, halving=1, rung=1, slots=1, eval_batches=1)
         if self.chunk is not None and self.engine != "chunked":
             raise InputError(f"study.chunk={self.chunk} is for engine chunked, not {self.engine}; set study.engine.")
         if self.rung is not None and self.halving == 1:
