@@ -237,7 +237,7 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def printed(tmp_path_factory):
     """The working directory with a run of each reader; what they printed."""
     with pytest.MonkeyPatch.context() as patch:
@@ -251,7 +251,6 @@ def printed(tmp_path_factory):
         yield out
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("preset", RUNS)
 def test_a_run_answers_the_test_questions(printed, capsys, preset):
     directory = Path("runs/answer") / preset
@@ -267,6 +266,7 @@ def test_a_run_answers_the_test_questions(printed, capsys, preset):
     assert f"exact_match {scores.exact_match:.4f}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("printed")
 @pytest.mark.parametrize("preset", RUNS)
 def test_training_reaches_every_parameter(preset):
     config, reader = answer_runs.load(Path("runs/answer") / preset, answer.Config)
@@ -280,6 +280,7 @@ def test_training_reaches_every_parameter(preset):
     assert all(name.endswith("['b']") for name in still)
 
 
+@pytest.mark.usefixtures("printed")
 @pytest.mark.parametrize("preset", RUNS)
 def test_predict_says_where_it_looked(capsys, monkeypatch, preset):
     directory = Path("runs/answer") / preset
@@ -297,6 +298,7 @@ def test_predict_says_where_it_looked(capsys, monkeypatch, preset):
     assert "must not be empty" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("printed")
 @pytest.mark.parametrize("preset", RUNS)
 def test_what_is_longer_than_in_training_is_read(preset):
     _, reader = answer_runs.load(Path("runs/answer") / preset, answer.Config)
@@ -305,6 +307,7 @@ def test_what_is_longer_than_in_training_is_read(preset):
     assert answer_runs.is_cut(reader, asked("Where " * 33))
 
 
+@pytest.mark.usefixtures("printed")
 @pytest.mark.parametrize("preset", RUNS)
 def test_a_bundle_answers_as_the_run_does(capsys, preset):
     directory = Path("runs/answer") / preset

@@ -209,7 +209,6 @@ def test_one_program_of_each_kind_for_each_shape(translation):
     assert lines(translation.run / "predictions.txt") == [best.text for (best,) in first]
 
 
-@pytest.mark.fast
 def test_early_stopping_by_bleu(stopped):
     assert [row["step"] for row in stopped.validation] == [4, 8]
     assert "no bleu better than" in stopped.printed

@@ -61,7 +61,6 @@ def printed(tmp_path_factory):
         yield out
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_run_directory(experiment, printed, capsys):
     run = run_of(experiment)
@@ -118,7 +117,6 @@ def test_export():
 # --- what is to be remembered
 
 
-@pytest.mark.fast
 def test_the_tasks_are_what_they_say():
     adding = draw(Data("adding", 7), 200, 0)
     numbers, marks = adding.inputs[..., 0], adding.inputs[..., 1]
@@ -263,7 +261,6 @@ def test_ar_is_least_squares():
     np.testing.assert_allclose(forecast.run_ar(fitted, values[None, -4:], 3)[0], history[4:], rtol=1e-12)
 
 
-@pytest.mark.fast
 def test_windows_know_nothing_of_the_future():
     values = np.arange(40.0)[:, None] * [1.0, 2.0]
     data = forecast.Data(parts=(20, 8, 10), window=4, horizon=3, order=2)

@@ -67,7 +67,6 @@ def workplace(tmp_path_factory):
         yield Path("runs/tag/first")
 
 
-@pytest.mark.fast
 def test_a_run_learns_spans_and_measures_itself(workplace, capsys):
     summary = json.loads((workplace / "summary.json").read_text())
     assert summary["f1_test"] == summary["accuracy_test"] == 1
