@@ -321,7 +321,7 @@ def test_repetition_penalty_by_hand():
 
 @pytest.mark.parametrize(
     "options",
-    [{"positions": "alibi", "n_kv_heads": 1}, pytest.param({"positions": "rotary"}, marks=pytest.mark.fast)],
+    [{"positions": "alibi", "n_kv_heads": 1}, {"positions": "rotary"}],
     ids=["alibi", "rotary"],
 )
 def test_caches_that_stay_give_what_caches_that_move_give(options):

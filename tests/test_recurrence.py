@@ -446,7 +446,6 @@ def test_compiled_loops_are_one_product_and_copy_no_sequence(name):
         assert sum(" fusion(" in line for line in instructions) <= 16
 
 
-@pytest.mark.fast
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", ["lstm", "gru_cho"])
 @pytest.mark.parametrize("row", [(0, 0, 0, 0, 0), (1, 1, 1, 1, 0)], ids=str)
