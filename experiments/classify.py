@@ -222,7 +222,7 @@ PRESETS = {
             model=FastTextClassifierConfig(),
             hyper=train.Hyper(lr=1.0, label_smoothing=0.1),
             loop=train.Loop(steps=3500, log_every=500, eval_every=1000, checkpoint_every=3500),
-            batches=Batching(rows=16, n_buckets=5, max_length=2048),
+            batches=Batching(rows=16, n_buckets=5, max_length=8192),
         ),
     ),
     "smoke": (
