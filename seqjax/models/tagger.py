@@ -4,7 +4,7 @@
         | the last states of both directions of a cell over the letters       "rnn"
     x_t = dropout([E[word_t], c_t, state of a language model at the end of word_t])  with a trunk (Akbik et al., 2018)
     h   = both directions of stacked cells over x, dropout between layers     "rnn"
-        | Transformer encoder over x W + b                                    "transformer"
+        | Transformer encoder over dropout(x W + b + positions)       "transformer"
     scores_t = dropout(h_t) W + b
     p(tags | words) = Π_t softmax(scores_t)[tags_t]                           "softmax"
                     | exp(Σ_t scores_t[tags_t] + transitions) / Z             "crf"    `seqjax.crf`
@@ -82,18 +82,8 @@ class TaggerConfig:
         return STYLE
 
     def __post_init__(self):
-        check_least(
-            self,
-            "model.",
-            d_embed=1,
-            d_letter=1,
-            d_spelling=1,
-            max_letters=1,
-            width=1,
-            d_hidden=1,
-            n_layers=1,
-            n_heads=1,
-        )
+        sizes = ("d_embed", "d_letter", "d_spelling", "max_letters", "width", "d_hidden", "n_layers", "n_heads")
+        check_least(self, "model.", **dict.fromkeys(sizes, 1))
         if not 0 <= self.unknown <= 1:
             raise InputError(f"model.unknown={self.unknown}; it must be between 0 and 1.")
         if self.cell not in CELLS:
