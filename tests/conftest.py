@@ -1,5 +1,6 @@
 """Strict settings for every test: no silent promotion, no silent broadcasting, four fake devices, checked shapes."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -24,6 +25,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 install_import_hook("seqjax", "beartype.beartype")
+
+# Traced programs are many small objects, hardly any of them garbage: looking for it as often as Python does costs 7 %.
+gc.set_threshold(50_000, 20, 50)
 
 # No deadline: how long an example takes says nothing here.
 hypothesis.settings.register_profile("seqjax", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
