@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments import toy_seq2seq
-from experiments.seq2seq_runs import Batching, Report, Search
+from experiments.seq2seq_runs import Batching
+from experiments.seq2seq_writer import Report, Search
 from experiments.toy_seq2seq import Data
 from seqjax import train
 from seqjax.config import Run, run_experiment, write_config

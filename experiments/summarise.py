@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments import seq2seq_runs
-from experiments.seq2seq_runs import Batching, Corpus, Example, Report, Search, Task, Texts
+from experiments import seq2seq_commands, seq2seq_runs, seq2seq_texts
+from experiments.seq2seq_runs import Batching, Task
+from experiments.seq2seq_texts import Corpus, Example, Texts
+from experiments.seq2seq_writer import Report, Search, show
 from seqjax import metrics, train
 from seqjax.config import Run, run_experiment
 from seqjax.data.scitldr import scitldr
@@ -134,7 +136,7 @@ TASK = Task(NAME, Config, measure, clean)
 
 def prepare(config: Config, directory: Path) -> tuple[Texts, Corpus]:
     """Tokenizers and texts."""
-    return seq2seq_runs.prepare(
+    return seq2seq_texts.prepare(
         directory,
         lambda: corpus(config),
         kinds=("space", "space"),
@@ -162,12 +164,12 @@ def run(config: Config, run: Run) -> None:
         print(f"{name}:", "  ".join(f"{metric} {value:.2f}" for metric, value in found.items()))
         values |= {f"{name}_{metric}": value for metric, value in found.items()}
     train.summarise(run.directory, values)
-    seq2seq_runs.show(writer, splits["validation"], config, run.directory)
+    show(writer, splits["validation"], config, run.directory)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    commands = seq2seq_runs.commands(TASK)
+    commands = seq2seq_commands.commands(TASK)
     return run_experiment(
         NAME, PRESETS, train=run, commands=commands, description=__doc__, mesh_axes=("data", "model"), argv=argv
     )

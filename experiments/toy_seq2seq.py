@@ -18,9 +18,11 @@ from typing import Literal
 
 import numpy as np
 
-from experiments import seq2seq_runs
+from experiments import seq2seq_commands, seq2seq_runs, seq2seq_texts
 from experiments.lm_runs import data_seed
-from experiments.seq2seq_runs import Batching, Corpus, Example, Report, Search, Task, Texts
+from experiments.seq2seq_runs import Batching, Task
+from experiments.seq2seq_texts import Corpus, Example, Texts
+from experiments.seq2seq_writer import Report, Search, show
 from seqjax import metrics, train
 from seqjax.config import Run, run_experiment
 from seqjax.errors import InputError, check_least
@@ -166,7 +168,9 @@ TASK = Task(NAME, Config, measure)
 def prepare(config: Config, directory: Path) -> tuple[Texts, Corpus]:
     """Tokenizers and texts."""
     kind = "char" if config.data.task == "addition" else "space"
-    return seq2seq_runs.prepare(directory, lambda: draw(config.data, data_seed(config)), kinds=(kind, kind), joint=True)
+    return seq2seq_texts.prepare(
+        directory, lambda: draw(config.data, data_seed(config)), kinds=(kind, kind), joint=True
+    )
 
 
 def setup(config: Config, directory: Path) -> train.Setup:
@@ -178,12 +182,12 @@ def run(config: Config, run: Run) -> None:
     """Train, evaluate, write."""
     texts, corpus = prepare(config, run.directory)
     writer, _ = seq2seq_runs.fit(config, run, TASK, texts, corpus)
-    seq2seq_runs.show(writer, corpus["validation"], config, run.directory)
+    show(writer, corpus["validation"], config, run.directory)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    commands = seq2seq_runs.commands(TASK)
+    commands = seq2seq_commands.commands(TASK)
     return run_experiment(
         NAME, PRESETS, train=run, commands=commands, description=__doc__, mesh_axes=("data", "model"), argv=argv
     )

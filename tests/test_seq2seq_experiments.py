@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import g2p, seq2seq_runs, summarise, toy_seq2seq, translate
-from experiments.seq2seq_runs import Batching, Example, Model, Report, Search, Texts, Writer
+from experiments import g2p, seq2seq_runs, seq2seq_texts, seq2seq_writer, summarise, toy_seq2seq, translate
+from experiments.seq2seq_runs import Batching
+from experiments.seq2seq_texts import Example, Texts
+from experiments.seq2seq_writer import Model, Report, Search, Writer
 from seqjax import decoding, export, train
 from seqjax.caching import Shared
 from seqjax.checkpoint import Checkpoints
@@ -124,7 +126,7 @@ def trained(experiment, *words):
         compiled=compiled,
         summary=json.loads((run / "summary.json").read_text()),
         validation=[row for row in read_metrics(run / "metrics.jsonl") if row["split"] == "validation"],
-        corpus=seq2seq_runs.load_corpus(run),
+        corpus=seq2seq_texts.load_corpus(run),
     )
 
 
@@ -283,7 +285,7 @@ def test_predict_keeps_lines_in_place(spoken, monkeypatch, capsys):
 
 def test_predict_cuts_with_a_warning_and_reads_every_character(translation, monkeypatch, capsys):
     strange = "ein Wal 🐋 sieht “日本”\u2028 und Ωμέγα\t№ 5"
-    texts = seq2seq_runs.load_texts(translation.run)
+    texts = seq2seq_texts.load_texts(translation.run)
     assert texts.source.decode(texts.source.encode(strange)) == strange
     long = "ein hund und " * 30
     content = "\n".join([strange, "ein hund", long, "", strange + long, long, "ein bär", "ein\rwolf"])
@@ -603,13 +605,13 @@ def test_batches_are_drawn_with_different_numbers(writer):
 
 def test_pictures_of_attention_and_samples(writer, tmp_path, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setattr(seq2seq_runs, "attention_map", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(seq2seq_writer, "attention_map", lambda *arguments: drawn.append(arguments))
     examples = [Example(source, ("a reference",)) for source in SOURCES]
 
     def show(maps, samples):
         drawn.clear()
         config = SimpleNamespace(search=SEARCHES[0], report=Report(maps=maps, samples=samples))
-        seq2seq_runs.show(writer, examples, config, tmp_path)
+        seq2seq_writer.show(writer, examples, config, tmp_path)
         return [path.relative_to(tmp_path).as_posix() for *_, path in drawn], capsys.readouterr().out
 
     pictures, printed = show(4, 2)
