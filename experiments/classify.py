@@ -30,19 +30,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import text_runs
+from experiments import text_corpora, text_runs
 from experiments.highlighting import shaded, shaded_html, write_html
+from experiments.text_corpora import Corpus, Example, Texts
 from experiments.text_runs import (
     Batch,
     Batching,
-    Corpus,
     Encoded,
-    Example,
     Kind,
     PredictOptions,
     Predictor,
     Task,
-    Texts,
 )
 from seqjax import losses, metrics, train
 from seqjax.config import Run, run_experiment
@@ -119,7 +117,7 @@ class Data:
         share = self.validation_share
         if not (0 < share < 1 and abs(round(1 / share) * share - 1) < 0.05):
             raise InputError(f"data.validation_share={share}; one of n parts validates: give 1/2, 1/3, 1/4 …")
-        text_runs.check_labelled(self)
+        text_corpora.check_labelled(self)
         if self.path is not None and not self.train:
             raise InputError(f"data.path={self.path}: name the files of the training texts there with --data.train.")
 
@@ -257,7 +255,7 @@ def corpus(data: Data) -> Corpus:
         # Another hash than that of the folds, or a part of them would have no validation texts.
         n = round(1 / data.validation_share)
         found["train"], found["validation"] = parts(found["train"], n, 0, salt="validation")
-    found["train"] = text_runs.labelled(data, found["train"])
+    found["train"] = text_corpora.labelled(data, found["train"])
     return found
 
 
@@ -280,13 +278,13 @@ def _column(name: str) -> int | str:
 
 def _example(data: Data, text: Labelled) -> Example:
     labels = (label.partition(":")[0] for label in text.labels) if data.coarse else text.labels
-    return Example(text_runs.split(text.text, data.words), tuple(sorted(set(labels))))
+    return Example(text_corpora.split(text.text, data.words), tuple(sorted(set(labels))))
 
 
 def parts(examples: Sequence[Example], n: int, i: int, *, salt: str = "") -> tuple[list[Example], list[Example]]:
     """All but part i of n, and that part, as a hash of the words decides: equal texts stay together."""
 
-    of = [text_runs.hashed(salt, *example.words) % n for example in examples]
+    of = [text_corpora.hashed(salt, *example.words) % n for example in examples]
     return [e for e, k in zip(examples, of, strict=True) if k != i], [
         e for e, k in zip(examples, of, strict=True) if k == i
     ]
@@ -437,7 +435,7 @@ def prepare(config: Config, directory: Path) -> tuple[Texts, Corpus]:
     """Vocabulary, labels and texts."""
     data = config.data
     options = {"kind": data.words, "lower": data.lower, "min_count": data.min_count, "max_size": data.max_size}
-    return text_runs.prepare(directory, lambda: corpus(data), vectors=data.vectors, start=config.start, **options)
+    return text_corpora.prepare(directory, lambda: corpus(data), vectors=data.vectors, start=config.start, **options)
 
 
 def setup(config: Config, directory: Path) -> train.Setup:

@@ -30,20 +30,18 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from experiments import text_runs, trunk_runs
+from experiments import text_corpora, text_runs, trunk_runs
 from experiments.highlighting import Pieces, tagged, tagged_html, write_html
 from experiments.lm_runs import ExportOptions, write_bundle
+from experiments.text_corpora import Corpus, Example, Texts
 from experiments.text_runs import (
     Batch,
     Batching,
-    Corpus,
     Encoded,
-    Example,
     Kind,
     PredictOptions,
     Predictor,
     Task,
-    Texts,
 )
 from seqjax import crf, export, train
 from seqjax.config import Run, newest_run, run_experiment
@@ -100,7 +98,7 @@ class Data:
             raise InputError(f"data.tag={self.tag!r} is no column of CoNLL-U; choose one of {', '.join(CONLLU)}.")
         if not 0 < self.validation_share < 1:
             raise InputError(f"data.validation_share={self.validation_share}; it must be between 0 and 1.")
-        text_runs.check_labelled(self)
+        text_corpora.check_labelled(self)
         if self.path is not None and (self.format == "plays" or not self.train):
             raise InputError(
                 f"data.path={self.path}: say what is there with --data.format conll or conllu and --data.train FILE."
@@ -204,7 +202,7 @@ def corpus(data: Data) -> Corpus:
         split: [Example(words, tuple(in_scheme(tags, has, data.scheme))) for words, tags in sentences[: data.limit]]
         for split, sentences in found.items()
     }
-    return found | {"train": text_runs.labelled(data, found["train"])}
+    return found | {"train": text_corpora.labelled(data, found["train"])}
 
 
 def read(data: Data, file: Path) -> list[Sentence]:
@@ -217,7 +215,7 @@ def read(data: Data, file: Path) -> list[Sentence]:
 
 def share(sentence: Sentence) -> float:
     """A number in [0, 1) for the words of a sentence, the same on every machine."""
-    return text_runs.hashed(*sentence.words) / 2**64
+    return text_corpora.hashed(*sentence.words) / 2**64
 
 
 MARKS = {",": "COMMA", ".": "PERIOD", "?": "QUESTION", "!": "EXCLAMATION", ";": "SEMICOLON", ":": "COLON"}
@@ -441,7 +439,7 @@ def prepare(config: Config, directory: Path) -> tuple[Texts, Corpus]:
     """Vocabulary, tags and sentences."""
     data = config.data
     options = {"lower": data.lower, "digits": data.digits, "min_count": data.min_count, "vectors": data.vectors}
-    return text_runs.prepare(directory, lambda: corpus(data), start=config.start, **options)
+    return text_corpora.prepare(directory, lambda: corpus(data), start=config.start, **options)
 
 
 def setup(config: Config, directory: Path) -> train.Setup:

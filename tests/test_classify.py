@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classify, text_runs
+from experiments import classify, text_corpora, text_runs
 from experiments.classify import Config, Data, criterion, measure
-from experiments.text_runs import Batch, Example
+from experiments.text_corpora import Example
+from experiments.text_runs import Batch
 from seqjax import export, train
 from seqjax.data import Labelled
 from seqjax.embeddings import WordVectors
@@ -155,12 +156,12 @@ def test_the_loss_of_several_labels_counts_each_of_them():
 def test_words_have_the_vector_of_their_own_form_or_that_in_lower_case():
     names = ["gold", "tea", "Gold", "ice cream", "Oslo", "OSLO"]
     vectors = WordVectors(names, np.arange(12, dtype=np.float32).reshape(6, 2) - 5)
-    table = text_runs.look_up(vectors, (*SPECIALS, "Tea", "Gold", "milk"), str)
+    table = text_corpora.look_up(vectors, (*SPECIALS, "Tea", "Gold", "milk"), str)
     np.testing.assert_array_equal(table[4:6], vectors[["tea", "Gold"]])
     assert np.isnan(table[[0, 1, 2, 3, 6]]).all()
-    known = text_runs.extended(SpaceTokenizer((*SPECIALS, "milk", "gold")), vectors, str.lower)
+    known = text_corpora.extended(SpaceTokenizer((*SPECIALS, "milk", "gold")), vectors, str.lower)
     assert known.vocab == (*SPECIALS, "milk", "gold", "tea", "oslo")
-    np.testing.assert_array_equal(text_runs.look_up(vectors, known.vocab, str.lower)[7], vectors["Oslo"])
+    np.testing.assert_array_equal(text_corpora.look_up(vectors, known.vocab, str.lower)[7], vectors["Oslo"])
 
 
 def test_given_weights_stand_in_the_first_rows():
@@ -232,7 +233,7 @@ def test_what_does_not_fit_is_refused(workplace, capsys):
         assert message in capsys.readouterr().err
     assert main("newsgroups", *DATA, "--data.format", "lines", "--hyper.clip", "2") == 2  # plain SGD
     assert "hyper.clip=2.0 has no effect here" in capsys.readouterr().err
-    texts = text_runs.load_texts(workplace)
+    texts = text_corpora.load_texts(workplace)
     with pytest.raises(InputError, match="the label 'ENTY' is none of this run: HUM, LOC, NUM"):
         texts.label_ids(["HUM", "ENTY"])
     assert Data(text="text").text == "text"
@@ -241,7 +242,7 @@ def test_what_does_not_fit_is_refused(workplace, capsys):
 def test_words_are_cut_and_not_features(workplace):
     config = classify.PRESETS["mr"][1]
     config = replace(config, batches=replace(config.batches, max_length=4))
-    texts = text_runs.load_texts(workplace)
+    texts = text_corpora.load_texts(workplace)
     [features] = text_runs.read_ids(config, classify.TASK, texts, [Example(tuple("abcdef"), ("LOC",))])
     assert len(features) == 4 + 3
     shapes = text_runs.training_buckets(config, classify.TASK, texts, [Example(tuple("abcdef"), ("LOC",))]).shapes

@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import classify, lm_runs, masked_lm, pretrain_finetune, tag, text_runs, trunk_runs, word_lm
-from experiments.text_runs import Example, Texts
+from experiments import (
+    classify,
+    lm_runs,
+    masked_lm,
+    pretrain_finetune,
+    tag,
+    text_corpora,
+    text_runs,
+    trunk_runs,
+    word_lm,
+)
+from experiments.text_corpora import Example, Texts
 from experiments.trunk_runs import Trunk, cut
 from seqjax import nn, train
 from seqjax.config import read_config
@@ -250,9 +260,9 @@ def test_everything_is_compared_in_one_command(workplace, capsys):
     assert all(config.data.draw == config.seed == 1 for config in configs.values())
     assert [config.start_random for config in configs.values()] == [False, True, False]
     assert configs["plain-1"].start is None
-    corpora = [text_runs.load_corpus(workplace / name)["train"] for name in configs]
+    corpora = [text_corpora.load_corpus(workplace / name)["train"] for name in configs]
     assert corpora[0] == corpora[1] == corpora[2]
-    assert corpora[0] != text_runs.load_corpus(workplace / "finetuned-0")["train"]
+    assert corpora[0] != text_corpora.load_corpus(workplace / "finetuned-0")["train"]
     lines = (workplace / "text/train.txt").read_text().splitlines()
     assert not {*lines} & {line.partition(" ")[2] for line in Path("test.txt").read_text().splitlines()}
     assert main(pretrain_finetune, "--run", workplace, "--resume") == 0  # all is there
@@ -297,4 +307,4 @@ def test_subwords_below_words(workplace, capsys):
     assert isinstance(predictor.texts, Texts)
     with pytest.raises(InputError, match=r"data.labelled=0; it must be above 0"):
         tag.Data(labelled=0)
-    assert len(text_runs.labelled(tag.Data(labelled=0.5), [Example((str(i),), ()) for i in range(9)])) == 4
+    assert len(text_corpora.labelled(tag.Data(labelled=0.5), [Example((str(i),), ()) for i in range(9)])) == 4

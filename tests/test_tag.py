@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import tag, text_runs
+from experiments import tag, text_corpora, text_runs
 from experiments.highlighting import tagged, tagged_html
 from experiments.tag import Config, Data, decoder, encode, in_scheme, parts, spelled
-from experiments.text_runs import Batch, Example
+from experiments.text_corpora import Example
+from experiments.text_runs import Batch
 from seqjax import export
 from seqjax.data import conll_file, shakespeare
 from seqjax.errors import InputError
@@ -90,7 +91,7 @@ def test_the_order_of_files_changes_nothing(workplace):
         again = tag.prepare(config, Path("."))
     finally:
         write()
-    first = text_runs.load_texts(workplace), text_runs.load_corpus(workplace)
+    first = text_corpora.load_texts(workplace), text_corpora.load_corpus(workplace)
     assert first[0] == again[0]
     assert first[1]["train"] == again[1]["train"]
     assert sorted(first[1]["validation"]) == sorted(again[1]["validation"])
@@ -106,7 +107,7 @@ def _train(*prepared):
 
 def test_tags_are_the_same_in_whatever_shape(workplace):
     predictor = text_runs.load(workplace, tag.TASK)
-    examples = text_runs.load_corpus(workplace)["test"][:6]
+    examples = text_corpora.load_corpus(workplace)["test"][:6]
     found = tag.tag(predictor, examples)
     assert tag.tag(predictor._replace(shapes=((2, 9),)), examples) == found
     longer = [Example(e.words * 3, ()) for e in examples]
@@ -156,7 +157,7 @@ def test_a_bundle_finds_the_same_tags(workplace):
     bundle = export.load_bundle("bundle")
     assert bundle.about["labels"][0] == "B-LOC"
     predictor = text_runs.load(workplace, tag.TASK)
-    examples = text_runs.load_corpus(workplace)["test"][:4]
+    examples = text_corpora.load_corpus(workplace)["test"][:4]
     words, lengths, letters, places, _ = (
         encode(predictor.config, predictor.texts, examples).collate(np.arange(4), (4, 7)).inputs
     )

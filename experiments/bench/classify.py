@@ -24,9 +24,9 @@ from pathlib import Path
 
 import jax
 
-from experiments import classify, text_runs
+from experiments import classify, text_corpora, text_runs
 from experiments.classify import TASK, Config
-from experiments.text_runs import Example, Texts
+from experiments.text_corpora import Example, Texts
 from seqjax import train
 from seqjax.data import labelled_lines
 from seqjax.text import train_tokenizer
@@ -51,7 +51,8 @@ def write_files(args, directory: Path) -> Config:
         texts = classify.read(data, names)
         random.Random(0).shuffle(texts)  # Facebook's program takes them in the order of the file
         lines = (
-            f"__label__{text.labels[0]} {' '.join(text_runs.split(text.text.lower(), data.words))}\n" for text in texts
+            f"__label__{text.labels[0]} {' '.join(text_corpora.split(text.text.lower(), data.words))}\n"
+            for text in texts
         )
         (directory / f"{split}.txt").write_text("".join(lines), encoding="utf-8", errors="replace")
     return replace(
