@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import answer_runs
-from experiments.answer_runs import Corpus, Question
+from experiments.answer_tasks import Corpus, Question, in_validation
 from experiments.lm_runs import ExportOptions, write_bundle
 from seqjax import train
 from seqjax.config import Run, newest_run, run_experiment
@@ -151,7 +151,7 @@ def corpus(data: Data) -> Corpus:
         made = {split: _babi(data.path, f"qa{data.task}_*_{split}.txt") for split in ("train", "test")}
     else:
         made = {"train": _squad(data.path, "train*.json*"), "test": _squad(data.path, "dev*.json*")}
-    validates = [answer_runs.in_validation(q.group, data.validation) for q in made["train"]]
+    validates = [in_validation(q.group, data.validation) for q in made["train"]]
     split = {
         "train": [q for q, held in zip(made["train"], validates, strict=True) if not held],
         "validation": [q for q, held in zip(made["train"], validates, strict=True) if held],

@@ -16,8 +16,8 @@ import pytest
 from flax import nnx
 
 import seqjax
-from experiments import answer, answer_runs
-from experiments.answer_runs import Question
+from experiments import answer, answer_runs, answer_tasks
+from experiments.answer_tasks import Question
 from seqjax import export, nn, train
 from seqjax.checkpoint import Checkpoints
 from seqjax.metrics import squad_scores
@@ -383,8 +383,8 @@ def test_the_order_of_the_questions_changes_no_word_of_the_vocabulary(tmp_path):
 
 def test_spans_are_encoded_by_all_places_of_the_answer():
     question = Question("", "A cat saw a cat's Tail. CATS!", "Whose tail?", ("cat", "Tail"), "")
-    tokenizer = seqjax.text.train_tokenizer("space", [answer_runs.clean(question.text)])
-    encoded = answer_runs.encode_spans(tokenizer, 3, [question])
+    tokenizer = seqjax.text.train_tokenizer("space", [answer_tasks.clean(question.text)])
+    encoded = answer_tasks.encode_spans(tokenizer, 3, [question])
     assert encoded.lengths.tolist() == [[11, 3]]
     batch = encoded.collate(np.array([0]), (2, 6, 4))
     assert batch.starts.tolist() == batch.ends.tolist() == [[False, True, False, False, True, False], [False] * 6]
