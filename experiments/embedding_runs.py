@@ -42,9 +42,8 @@ from seqjax.embeddings import (
 from seqjax.embeddings.evaluation import read_analogies, read_similarity
 from seqjax.embeddings.streaming import Progress
 from seqjax.embeddings.vocabulary import Corpus
-from seqjax.errors import InputError
+from seqjax.errors import InputError, TrainingError
 from seqjax.reporting import Reporter, learning_curve, read_metrics
-from seqjax.train import TrainingError
 
 Words: TypeAlias = tuple[str, ...]
 
@@ -180,8 +179,6 @@ def finish(name: str, config: Any, run: Run, vectors: WordVectors, values: dict[
 
     summary.json gets ``values``, or else those of the last line of metrics.jsonl, and the results of the evaluation.
     """
-    if not np.isfinite(vectors.vectors).all():
-        raise TrainingError("the training diverged (some vectors are not finite): lower its step size")
     if values is None:
         rows = read_metrics(run.directory / "metrics.jsonl")
         if all(row["loss"] is None for row in rows):

@@ -1,8 +1,12 @@
-"""What a user can put right: wrong options, files or prompts."""
+"""What goes wrong: wrong options, files or prompts, which a user can put right, and training that cannot go on."""
 
 
 class InputError(ValueError):
     """Bad input. The message names the argument, the value and the remedy; the command line exits with status 2."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, or has come to nothing."""
 
 
 def check_least(config: object, prefix: str = "", /, **least: int) -> None:

@@ -30,7 +30,7 @@ from seqjax import distributed
 from seqjax.averaging import average_checkpoints as average_checkpoints
 from seqjax.averaging import averaged_params, weight_average
 from seqjax.checkpoint import Checkpoints, Restored
-from seqjax.errors import InputError, check_least
+from seqjax.errors import InputError, TrainingError, check_least
 from seqjax.reporting import Reporter, learning_curve
 from seqjax.sharding import place_whole
 from seqjax.types import PRNGKey, PyTree
@@ -111,10 +111,6 @@ class Setup(NamedTuple):
     train_step: Callable  # (state, batch, hyper) -> (state, metrics), from `make_step`
     batches: Callable  # (start, stop) -> the batches of the steps start … stop-1
     evaluation: Evaluation | None = None  # of the validation split
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on."""
 
 
 def unit_schedule(kind: Literal["constant", "linear", "cosine", "inverse_sqrt"], steps: int, warmup: int = 0):

@@ -15,8 +15,8 @@ from experiments import counts_svd, embedding_runs, fasttext, word2vec
 from seqjax.config import Run
 from seqjax.embeddings import Subwords, WordVectors, compose, load_word2vec
 from seqjax.embeddings.streaming import Progress
+from seqjax.errors import TrainingError
 from seqjax.reporting import read_metrics
-from seqjax.train import TrainingError
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = {"word2vec": word2vec, "fasttext": fasttext, "counts_svd": counts_svd}
@@ -259,9 +259,6 @@ def test_divergence_is_an_error(tmp_path):
     with pytest.raises(TrainingError, match="the training diverged"):
         train([4.1, 3e9, 2.0])
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
-    nowhere = WordVectors(["a"], np.array([[np.nan]]))
-    with pytest.raises(TrainingError, match="the training diverged"):
-        embedding_runs.finish("word2vec", word2vec.Config(), Run(tmp_path, resume=False), nowhere)
 
 
 # --- a run that is stopped

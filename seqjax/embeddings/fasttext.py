@@ -25,7 +25,7 @@ from seqjax.embeddings.sampling import make_chunk, occurrences, read_block
 from seqjax.embeddings.skipgram import Tiles, pair_weights, skipgram_loss, skipgram_update
 from seqjax.embeddings.streaming import Progress, encoded, run
 from seqjax.embeddings.subwords import FastTextHeader, Subwords, compose, ngram_table
-from seqjax.embeddings.vectors import WordVectors
+from seqjax.embeddings.vectors import WordVectors, check_finite
 from seqjax.embeddings.vocabulary import Corpus, Vocabulary, count_words, make_vocabulary
 from seqjax.embeddings.word2vec import MEASURED, Sampler, Tables, Word2VecConfig, check_memory, make_sampler
 from seqjax.errors import InputError
@@ -291,6 +291,7 @@ def train_fasttext(
 
     Raises:
       InputError: the corpus cannot be read or has no word often enough; the tables do not fit into memory.
+      TrainingError: the vectors are not finite: the step size was too large, or so was the block for few words.
     """
     config = config or FastTextConfig()
     if vocabulary is None:
@@ -322,7 +323,7 @@ def train_fasttext(
     w_in, w_out = (np.asarray(table)[:, : config.vector_size] for table in tables)
     subwords = make_subwords(w_in * scale.astype(np.float32)[:, None], layout, config, n_tokens=vocabulary.n_tokens)
     vectors = compose(subwords, words, index=vocabulary.index)
-    return WordVectors(words, vectors, counts=counts, context_vectors=w_out, subwords=subwords)
+    return check_finite(WordVectors(words, vectors, counts=counts, context_vectors=w_out, subwords=subwords))
 
 
 def make_subwords(rows: Float[np.ndarray, "G D"], layout: Layout, config: FastTextConfig, *, n_tokens: int) -> Subwords:

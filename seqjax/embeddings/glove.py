@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from seqjax.embeddings.counts import Cooccurrence, cooccurrence
 from seqjax.embeddings.streaming import Progress, Saver
-from seqjax.embeddings.vectors import WordVectors
+from seqjax.embeddings.vectors import WordVectors, check_finite
 from seqjax.embeddings.vocabulary import Corpus, Vocabulary, count_words, make_vocabulary
 from seqjax.errors import InputError, check_least
 from seqjax.types import Array, Float, Int, PRNGKey
@@ -280,6 +280,7 @@ def train_glove(
 
     Raises:
       InputError: the corpus cannot be read, has no word often enough, or no two words near each other.
+      TrainingError: the vectors are not finite: the step size was too large.
     """
     config = config or GloVeConfig()
     if vocabulary is None:
@@ -289,9 +290,5 @@ def train_glove(
     counts = cooccurrence(corpus, vocabulary, window=config.window, weights="harmonic")
     params = fit_glove(counts, config, key=key, progress=progress, checkpoints=checkpoints, resume=resume)
     vectors = params.words + params.contexts if config.add_contexts else params.words
-    return WordVectors(
-        vocabulary.words,
-        np.asarray(vectors),
-        counts=vocabulary.counts,
-        context_vectors=np.asarray(params.contexts),
-    )
+    table, contexts = np.asarray(vectors), np.asarray(params.contexts)
+    return check_finite(WordVectors(vocabulary.words, table, counts=vocabulary.counts, context_vectors=contexts))

@@ -13,7 +13,7 @@ import numpy as np
 
 from seqjax.embeddings import evaluation, queries
 from seqjax.embeddings.subwords import Subwords, compose
-from seqjax.errors import InputError
+from seqjax.errors import InputError, TrainingError
 from seqjax.types import Array
 
 Key: TypeAlias = str | np.ndarray | Array  # a word, or a vector [D]
@@ -388,6 +388,16 @@ class WordVectors:
             else "no frequent word is spelled like it"
         )
         return InputError(f"word {word!r} is not among the {len(self):,} words; {hint}")
+
+
+def check_finite(vectors: WordVectors) -> WordVectors:
+    """The vectors, which must be finite; else raise `TrainingError`."""
+    if not np.isfinite(vectors.vectors).all():
+        raise TrainingError(
+            "the training diverged (some vectors are not finite): lower its step size; of few words, also how many are "
+            "trained at once (block)"
+        )
+    return vectors
 
 
 def _query(positive, negative, method) -> tuple[list[Key], np.ndarray]:

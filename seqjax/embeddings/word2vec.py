@@ -37,7 +37,7 @@ from seqjax.embeddings.objectives import (
 from seqjax.embeddings.sampling import alias_table, keep_probability, make_chunk, occurrences, read_block
 from seqjax.embeddings.skipgram import Tiles, pair_weights, skipgram_loss, skipgram_update
 from seqjax.embeddings.streaming import Progress, encoded, in_shards, run
-from seqjax.embeddings.vectors import WordVectors
+from seqjax.embeddings.vectors import WordVectors, check_finite
 from seqjax.embeddings.vocabulary import Corpus, Vocabulary, count_words, make_vocabulary
 from seqjax.errors import InputError
 from seqjax.types import Array, Float, Int, PRNGKey
@@ -372,6 +372,7 @@ def train_word2vec(
     Raises:
       InputError: the corpus cannot be read or has no word often enough; the tables do not fit into memory; ``start``
         has vectors of another size.
+      TrainingError: the vectors are not finite: the step size was too large, or so was the block for few words.
     """
     config = config or Word2VecConfig()
     if vocabulary is None:
@@ -405,7 +406,7 @@ def train_word2vec(
             resume=resume,
             shards=shards,
         )
-    return _vectors(config, vocabulary, tables)
+    return check_finite(_vectors(config, vocabulary, tables))
 
 
 def train_word2vec_study(
