@@ -306,9 +306,11 @@ def reach(config: Any, texts: Texts, shapes: Sequence[Shape]) -> tuple[Shape, ..
     return (*shapes, (min(limits.rows, max(1, limits.tokens // most)), most, *(min(w, bound or w) for w in wider)))
 
 
-def check_used(config: Any, task: Task) -> None:
+def check_used(config: Any, task: Task, model: Model) -> None:
     """Raise `InputError` for options that the model of a configuration has no use for."""
     train.check_unused(config.hyper, "scheduled_sampling")
+    if "embed" not in jax.eval_shape(model.init, jax.random.key(0)):
+        train.check_unused(config.hyper, "embed_lr")
     if config.start is None:
         train.check_unused(config.hyper, "layer_lr")
         if config.thaw or config.start_random:
@@ -318,10 +320,10 @@ def check_used(config: Any, task: Task) -> None:
 
 
 def _setup(config: Any, task: Task, directory: Path, texts: Texts, corpus: Corpus, buckets: Buckets) -> train.Setup:
-    check_used(config, task)
-    save_shapes(directory, reach(config, texts, buckets.shapes))
-    given = given_weights(config, task, directory, texts, corpus["train"])
     model, shapes = model_of(config, task, texts), reach(config, texts, buckets.shapes)
+    check_used(config, task, model)
+    save_shapes(directory, shapes)
+    given = given_weights(config, task, directory, texts, corpus["train"])
     return train.Setup(
         init=partial(initial, config, task, texts, given),
         train_step=make_step(config, task, model),

@@ -233,6 +233,8 @@ def test_what_does_not_fit_is_refused(workplace, capsys):
         assert message in capsys.readouterr().err
     assert main("newsgroups", *DATA, "--data.format", "lines", "--hyper.clip", "2") == 2  # plain SGD
     assert "hyper.clip=2.0 has no effect here" in capsys.readouterr().err
+    assert main("speakers_nb", *DATA, "--data.format", "lines", "--hyper.embed_lr", "0.5") == 2  # linear: no embedding
+    assert "hyper.embed_lr=0.5 has no effect here" in capsys.readouterr().err
     texts = text_corpora.load_texts(workplace)
     with pytest.raises(InputError, match="the label 'ENTY' is none of this run: HUM, LOC, NUM"):
         texts.label_ids(["HUM", "ENTY"])
