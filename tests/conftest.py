@@ -23,6 +23,7 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # no operation of a program says where it was written: 2 %
 
 install_import_hook("seqjax", "beartype.beartype")
 
