@@ -309,7 +309,8 @@ def reach(config: Any, texts: Texts, shapes: Sequence[Shape]) -> tuple[Shape, ..
 def check_used(config: Any, task: Task, model: Model) -> None:
     """Raise `InputError` for options that the model of a configuration has no use for."""
     train.check_unused(config.hyper, "scheduled_sampling")
-    if "embed" not in jax.eval_shape(model.init, jax.random.key(0)):
+    # The factor first: to see what a model has takes a trace of it.
+    if config.hyper.embed_lr != 1 and "embed" not in jax.eval_shape(model.init, jax.random.key(0)):
         train.check_unused(config.hyper, "embed_lr")
     if config.start is None:
         train.check_unused(config.hyper, "layer_lr")

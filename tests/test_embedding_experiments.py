@@ -15,6 +15,7 @@ from experiments import counts_svd, embedding_runs, fasttext, word2vec
 from seqjax.config import Run
 from seqjax.embeddings import Subwords, WordVectors, compose, load_word2vec
 from seqjax.embeddings.streaming import Progress
+from seqjax.embeddings.vectors import check_finite
 from seqjax.errors import TrainingError
 from seqjax.reporting import read_metrics
 
@@ -259,6 +260,8 @@ def test_divergence_is_an_error(tmp_path):
     with pytest.raises(TrainingError, match="the training diverged"):
         train([4.1, 3e9, 2.0])
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2
+    with pytest.raises(TrainingError, match="the training diverged"):
+        check_finite(WordVectors(["a"], np.array([[np.nan]])))
 
 
 # --- a run that is stopped

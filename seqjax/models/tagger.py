@@ -4,7 +4,7 @@
         | the last states of both directions of a cell over the letters       "rnn"
     x_t = dropout([E[word_t], c_t, state of a language model at the end of word_t])  with a trunk (Akbik et al., 2018)
     h   = both directions of stacked cells over x, dropout between layers     "rnn"
-        | Transformer encoder over dropout(x W + b + positions)       "transformer"
+        | Transformer encoder over dropout(x W + b + positions)               "transformer"
     scores_t = dropout(h_t) W + b
     p(tags | words) = Π_t softmax(scores_t)[tags_t]                           "softmax"
                     | exp(Σ_t scores_t[tags_t] + transitions) / Z             "crf"    `seqjax.crf`
