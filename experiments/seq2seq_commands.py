@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.lm_runs import write_bundle
-from experiments.seq2seq_runs import Task, load, measure, teacher_forced
+from experiments.seq2seq_runs import Task, load, load_together, measure, teacher_forced
 from experiments.seq2seq_texts import load_corpus
 from experiments.seq2seq_writer import Hypothesis, Model, Search, Writer, draw_attention, one_line
 from seqjax import export, train
@@ -67,6 +67,8 @@ class EvaluateOptions:
     run: Path | None = None
     """Run directory; without one, the newest."""
     split: Literal["train", "validation", "test"] = "test"
+    ensemble: tuple[Path, ...] = ()
+    """More runs of the same model and vocabulary: the probabilities of all are averaged."""
     average: int = 1
     """Take the mean of the weights of so many checkpoints."""
     search: Overrides = Overrides()
@@ -90,6 +92,8 @@ class PredictOptions:
     scores: bool = False
     """Print score and log-probability before each text, between tabs; the score of greedy search and of draws is the
     log-probability."""
+    ensemble: tuple[Path, ...] = ()
+    """More runs of the same model and vocabulary: the probabilities of all are averaged."""
     average: int = 1
     """Take the mean of the weights of so many checkpoints."""
     search: Overrides = Overrides()
@@ -108,6 +112,8 @@ class InteractiveOptions:
     """Run directory; without one, the newest."""
     n_best: int = 1
     """Texts for each line, best first; the beam is at least as wide."""
+    ensemble: tuple[Path, ...] = ()
+    """More runs of the same model and vocabulary: the probabilities of all are averaged."""
     maps: Path | None = None
     """A folder for pictures of the attention."""
     search: Overrides = Overrides()
@@ -150,7 +156,7 @@ def commands(task: Task) -> dict[str, tuple[type, Callable[[Any], None]]]:
 
     def opened(options, **arguments) -> tuple[Path, Any, Writer, Search]:
         directory = options.run or newest_run(task.name)
-        config, writer = load(directory, task.config_type, **arguments)
+        config, writer = load_together((directory, *options.ensemble), task.config_type, **arguments)
         config = replace(config, search=options.search.applied(config.search))  # checks itself
         return directory, config, writer, config.search
 

@@ -31,7 +31,7 @@ from jax.sharding import Mesh
 from experiments.lm_runs import data_seed, make_optimizer, reading, start
 from experiments.seq2seq_texts import Corpus, Example, Texts, digest, load_texts
 from experiments.seq2seq_writer import Model, Search, Writer, one_line
-from seqjax import losses, nn, sharding, train
+from seqjax import decoding, losses, nn, sharding, train
 from seqjax.checkpoint import Checkpoints
 from seqjax.config import Run, read_config
 from seqjax.data import PairBuckets, batches, bucket_shapes, evaluation_batches
@@ -115,6 +115,27 @@ def build(config: Any, texts: Texts) -> Model:
         return apply(params, state, source, lengths, method="prefill")
 
     return Model(init, apply, read, partial(apply, method="step"), partial(nn.logical_axes, make))
+
+
+def ensemble(model: Model) -> Model:
+    """The model for several sets of weights, ``[M, …]``, whose probabilities and attention are averaged."""
+
+    def apply(params, *batch):
+        attention, logits = jax.vmap(lambda params: model.apply(params, *batch))(params)
+        log_probs = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - np.log(len(logits)).astype(logits.dtype)
+        return jnp.mean(attention, axis=0), log_probs
+
+    prefill = decoding.ensemble(partial(model.apply, method="prefill"))
+
+    @partial(jax.jit, static_argnames="max_length")
+    def read(params, source, lengths, max_length):
+        n_members = len(jax.tree.leaves(params)[0])
+        one = jax.tree.map(lambda a: a[0], params)
+        state = model.apply(one, source.shape[0], max_length, method="init_state")
+        state = jax.tree.map(lambda a: jnp.stack([a] * n_members, axis=1) if a.ndim else a, state)
+        return prefill(params, state, source, lengths)
+
+    return model._replace(apply=apply, read=read, step=decoding.ensemble(model.step))
 
 
 def make_loss(config: Any, model: Model) -> Callable:
@@ -356,3 +377,18 @@ def load(directory: Path, config_type: type, *, average: int = 1) -> tuple[Any, 
     else:
         params = train.best_params(directory, template)
     return config, Writer(model, params, texts, tuple(map(tuple, shapes)))
+
+
+def load_together(directories: Sequence[Path], config_type: type, *, average: int = 1) -> tuple[Any, Writer]:
+    """As `load`, of one run; of several, the configuration of the first, and a writer with the weights of all."""
+    (config, first), *others = (load(directory, config_type, average=average) for directory in directories)
+    if not others:
+        return config, first
+    for directory, (other, writer) in zip(directories[1:], others, strict=True):
+        if other.model != config.model or not np.array_equal(digest(writer.texts), digest(first.texts)):
+            raise InputError(
+                f"ensemble={directory}: its model or its vocabulary is not that of {directories[0]}; give runs that "
+                "differ in their seed or their training only."
+            )
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), first.params, *(writer.params for _, writer in others))
+    return config, first._replace(model=ensemble(first.model), params=params)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.seq2seq_texts import Example, Texts
@@ -178,7 +179,8 @@ def _as_beams(samples: Sequence[decoding.Samples]) -> decoding.Beams:
 
 
 def _attention(state):
-    return state.attention
+    """``[N, S]``, of an ensemble the mean of its members, ``[N, M, S]``."""
+    return state.attention if state.attention.ndim == 2 else jnp.mean(state.attention, axis=1)
 
 
 def _may_be_written(vocab_size: int) -> np.ndarray:

@@ -30,7 +30,7 @@ from experiments.embedding_runs import use_cores
 from seqjax import train
 from seqjax.config import Run, changed, differing, run_experiment, write_config
 from seqjax.errors import InputError, check_least
-from seqjax.reporting import read_metrics
+from seqjax.reporting import read_metrics, write_json
 from seqjax.study import Result, Standings, Study, axes, figures, run_study
 from seqjax.study.tables import seeds_table, table
 
@@ -271,7 +271,7 @@ def study_of(module: Any) -> Callable[[Any, Run], None]:
         member = best.member
         write_config(folder, module.NAME, member.config, shlex.split(command_of(module, member.config))[3:])
         train.save_run(folder, best.setup, best.state, member.config.hyper)
-        (folder / "summary.json").write_text(json.dumps(member.result.metrics, indent=2) + "\n")
+        write_json(folder / "summary.json", member.result.metrics)
         print(f"the best:      python -m experiments.{module.NAME} evaluate --run {folder}")
         print(f"it by itself:  {command_of(module, member.config)}")
 

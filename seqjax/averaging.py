@@ -24,27 +24,32 @@ def weight_average(decay) -> optax.GradientTransformation:
 
         average ← d average + (1 - d) params,   d = min(decay, (1 + t) / (10 + t))
 
-    The bound on d forgets the random initial weights early. Read it with `averaged_params`.
+    The bound on d forgets the random initial weights early. The average is in float32 or wider: in bfloat16 a small
+    step of it would be rounded away. Read it with `averaged_params`.
     """
 
     def init(params):
-        return jnp.zeros((), jnp.int32), AverageState(jax.tree.map(jnp.copy, params))
+        return jnp.zeros((), jnp.int32), AverageState(jax.tree.map(_widened, params))
 
     def update(updates, state, params=None):
         assert params is not None, "weight_average needs the weights: optimizer.update(grads, state, params)"
         count, (average,) = state
         d = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
         after = optax.apply_updates(params, updates)
-        average = jax.tree.map(lambda a, p: (d * a + (1 - d) * p).astype(a.dtype), average, after)
+        average = jax.tree.map(lambda a, p: (d * a + (1 - d) * p.astype(a.dtype)).astype(a.dtype), average, after)
         return updates, (count + 1, AverageState(average))
 
     return optax.GradientTransformation(init, update)
 
 
+def _widened(p: jax.Array) -> jax.Array:
+    return p.astype(np.promote_types(p.dtype, np.float32), copy=True)
+
+
 def averaged_params(state: Any) -> PyTree:
     """The averaged weights of a `seqjax.train.State` where the optimizer keeps them, else the weights."""
     found = [s for s in jax.tree.leaves(state.opt_state, is_leaf=_is_average) if _is_average(s)]
-    return found[0].average if found else state.params
+    return jax.tree.map(lambda a, p: a.astype(p.dtype), found[0].average, state.params) if found else state.params
 
 
 def _is_average(node) -> bool:
@@ -68,9 +73,9 @@ def average_checkpoints(checkpoints: Checkpoints, template: Any, n: int) -> PyTr
     total, count = None, 0
     for restored in islice(checkpoints.restore_each(template), n):
         params = averaged_params(restored.tree)
-        params = jax.tree.map(lambda p: p.astype(np.promote_types(p.dtype, np.float32)), params)
+        params = jax.tree.map(_widened, params)
         total = params if total is None else jax.tree.map(jnp.add, total, params)
         count += 1
     if count < n:
         raise InputError(f"n={n}; there are {count} intact checkpoints: ask for fewer, or train with a larger keep")
-    return jax.tree.map(lambda s, p: (s / n).astype(p.dtype), total, averaged_params(template))
+    return jax.tree.map(lambda s, p: (s / n).astype(p.dtype), total, template.params)

@@ -78,6 +78,14 @@ class Checkpoints:
         # Those that process 0 sees: a shared file system may show the others an older state.
         return distributed.from_first(self._listed())
 
+    def begin(self) -> None:
+        """Raise `InputError` if there are checkpoints of another run: a later resume would take them for its own."""
+        if steps := self.steps():
+            raise InputError(
+                f"{self._directory} holds the checkpoints of another run, the last of step {steps[-1]}: pass "
+                "resume=True to go on with that, or choose another directory"
+            )
+
     def _listed(self) -> list[int]:
         if not self._directory.exists():
             return []

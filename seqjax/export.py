@@ -349,7 +349,7 @@ def _readme(conventions: Mapping[str, Any]) -> str:
         if isinstance(spec, dict):
             return "{" + ", ".join(f'"{name}": {one(of)}' for name, of in spec.items()) + "}"
         dtype, _, sizes = spec.rstrip("]").partition("[")
-        return f"np.ones({tuple(1 for _ in sizes.split(','))}, np.{dtype})"
+        return f"np.ones({tuple(1 for _ in _letters(sizes))}, np.{dtype})"
 
     name, convention = next(iter(conventions.items()))
     arguments = ", ".join(one(spec) for argument, spec in convention["arguments"].items() if argument != "params")
@@ -374,7 +374,7 @@ def _readme(conventions: Mapping[str, Any]) -> str:
 
 def _write(to: Path, content: Mapping[str, bytes], zipped: bool) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    unfinished, old = (to.with_name(f".{to.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     try:
         if zipped:
             with zipfile.ZipFile(unfinished, "w") as archive:
@@ -385,11 +385,14 @@ def _write(to: Path, content: Mapping[str, bytes], zipped: bool) -> None:
             for name, data in content.items():
                 (unfinished / name).write_bytes(data)
             if to.exists():
-                shutil.rmtree(to)
+                os.rename(to, old)  # no directory takes the place of another that holds something
         os.replace(unfinished, to)
     finally:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
+        if old.exists() and not to.exists():
+            os.rename(old, to)
+        for left in (unfinished, old):
+            if left.is_dir():
+                shutil.rmtree(left)
         unfinished.unlink(missing_ok=True)
 
 
@@ -498,12 +501,17 @@ def _check(name: str, convention: Mapping[str, Any], arguments: tuple) -> None:
     most = {letter: int(limit) for letter, limit in (text.split(" <= ") for text in convention["limits"])}
     described = [(argument, spec) for argument, spec in convention["arguments"].items() if argument != "params"]
     for (argument, spec), array in zip(described, arguments, strict=True):
-        letters = spec.rstrip("]").partition("[")[2].split(", ") if isinstance(spec, str) else []
+        letters = _letters(spec.rstrip("]").partition("[")[2]) if isinstance(spec, str) else []
         for letter, size in zip(letters, jnp.shape(array) if letters else (), strict=True):
             if letter in most and size > most[letter]:
                 raise InputError(
                     f"{argument} is {spec} with {letter} = {size}; {name} of this bundle takes at most {most[letter]}"
                 )
+
+
+def _letters(sizes: str) -> list[str]:
+    """The axes of a shape as bundle.json has them, ``b, t, 3``; a number has none."""
+    return sizes.split(", ") if sizes else []
 
 
 def _tokenizer(data: bytes) -> "Tokenizer":

@@ -252,6 +252,14 @@ def _truncate(path: Path, last: int) -> list[dict[str, Any]]:
     return rows
 
 
+def write_json(path: Path, values: Mapping[str, SupportsFloat]) -> None:
+    """Write numbers, ``{name: value}``; what is not finite becomes null. Nobody sees half of the file."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    content = {name: _jsonable(value) for name, value in values.items()}
+    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(unfinished, path)
+
+
 def _jsonable(value: SupportsFloat) -> int | float | None:
     if isinstance(value, int):
         return value

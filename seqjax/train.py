@@ -7,7 +7,6 @@
 leaves are traced, a change of learning rate compiles nothing and a whole study can be vmapped.
 """
 
-import json
 import math
 import signal
 import threading
@@ -31,9 +30,9 @@ from seqjax.averaging import average_checkpoints as average_checkpoints
 from seqjax.averaging import averaged_params, weight_average
 from seqjax.checkpoint import Checkpoints, Restored
 from seqjax.errors import InputError, TrainingError, check_least
-from seqjax.reporting import Reporter, learning_curve
+from seqjax.reporting import Reporter, learning_curve, write_json
 from seqjax.sharding import place_whole
-from seqjax.types import PRNGKey, PyTree
+from seqjax.types import PRNGKey, PyTree, Scalar
 
 
 class Hyper(NamedTuple):
@@ -65,7 +64,7 @@ class Hyper(NamedTuple):
 def check_hyper(hyper: Hyper) -> None:
     """Raise `InputError` for a number out of range: all are at least 0, rates and decays below 1.
 
-    ``scheduled_sampling`` may be 1: then every input is a prediction.
+    ``scheduled_sampling`` may be 1: then every input is a prediction. ``clip`` is above 0, and infinite for none.
     """
     for name, value in hyper._asdict().items():
         bound = math.inf if name in ("lr", "weight_decay", "clip", "embed_lr", "layer_lr") else 1.0
@@ -73,6 +72,8 @@ def check_hyper(hyper: Hyper) -> None:
         if not (0 <= value < bound or (closed and value == bound)):
             limit = f"at most {bound:g}" if closed else f"below {bound:g}"
             raise InputError(f"hyper.{name}={value}; it must be at least 0 and {limit}.")
+    if hyper.clip == 0:
+        raise InputError("hyper.clip=0 leaves nothing of a gradient; it must be above 0, inf clips nothing.")
 
 
 def check_unused(hyper: Hyper, *names: str) -> None:
@@ -154,7 +155,7 @@ def make_optimizer(
     def build(hyper: Hyper) -> optax.GradientTransformation:
         moments = optax.scale_by_adam(hyper.b1, hyper.b2) if kind == "adamw" else optax.trace(hyper.b1)
         return optax.chain(
-            optax.clip_by_global_norm(hyper.clip),
+            _clip(hyper.clip),
             moments,
             optax.add_decayed_weights(hyper.weight_decay, mask=_decays),
             optax.scale_by_learning_rate(lambda step: hyper.lr * schedule(step)),
@@ -163,6 +164,20 @@ def make_optimizer(
         )
 
     return build
+
+
+def _clip(norm: Scalar) -> optax.GradientTransformation:
+    """Gradients of a global norm of at most ``norm``; Optax's own takes no number of another dtype than theirs."""
+
+    def update(grads, _):
+        found = optax.tree.norm(grads)
+
+        def shorter(g):
+            return jnp.where(found < norm, g, g / found.astype(g.dtype) * jnp.asarray(norm, g.dtype))
+
+        return jax.tree.map(shorter, grads)
+
+    return optax.stateless(update)
 
 
 def _decays(params: PyTree) -> PyTree:
@@ -224,7 +239,9 @@ def make_step(loss_fn: Callable, optimizer: Callable[[Hyper], optax.GradientTran
 
         with jax.numpy_dtype_promotion("standard"):  # Optax mixes the traced floats of hyper with integer counts
             updates, opt_state = optimizer(hyper).update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+            params = optax.apply_updates(state.params, updates)
+        # Numbers of hyper are wider than weights in bfloat16, and so may be what comes of both.
+        opt_state = jax.tree.map(lambda new, old: new.astype(old.dtype), opt_state, state.opt_state)
         after = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, opt_state, extra),
@@ -325,8 +342,9 @@ def fit(
       resume: go on from the newest intact checkpoint in ``directory``, from the beginning if there is none.
 
     Raises:
-      InputError: a number in ``hyper`` is out of range, the checkpoint is one of another model, or ``loop.patience``
-        watches a metric that ``evaluate`` does not return.
+      InputError: a number in ``hyper`` is out of range, the checkpoint is one of another model, ``directory`` holds
+        those of another run and ``resume`` is False, or ``loop.patience`` watches a metric that ``evaluate`` does not
+        return.
       TrainingError: a loss was not finite under ``on_nan="raise"``, or once more after three rollbacks.
       CheckpointError: a checkpoint could not be written.
       SystemExit: 143, after SIGTERM, once the state is saved.
@@ -344,6 +362,8 @@ def fit(
     at = _Position(0, state, meter, 0.0, 0)
     with Checkpoints(directory / "checkpoints", keep=loop.keep) as checkpoints, sigterm() as stop:
         restored = checkpoints.restore(template) if resume else None
+        if not resume:
+            checkpoints.begin()
         if restored is not None:
             at = _unpack(restored, sums)
         elif loop.on_nan == "rollback":
@@ -378,7 +398,8 @@ def _pack(at: _Position) -> tuple[State, dict]:
 
 def _unpack(restored: Restored, like: dict) -> _Position:
     pairs = restored.metadata.pop("meter")
-    meter = {name: tuple(map(_number, pairs[name], like[name])) for name in like}
+    # A metric that the run has got since then begins here.
+    meter = {name: tuple(map(_number, pairs.get(name, (0.0, 0.0)), like[name])) for name in like}
     best = _Best(**restored.metadata.pop("best", {}))  # checkpoints of earlier versions have none
     return _Position(restored.step, restored.tree, meter, best=best, **restored.metadata)
 
@@ -568,5 +589,5 @@ def summarise(directory: Path, values: dict[str, float]) -> None:
     """Write ``summary.json`` and the learning curve of a finished run; of several processes, the first does."""
     if jax.process_index() > 0:
         return
-    (directory / "summary.json").write_text(json.dumps(values, indent=2) + "\n")
+    write_json(directory / "summary.json", values)
     learning_curve(directory)

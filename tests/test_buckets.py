@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqjax.data import Buckets, each_once, padded, plan_shapes
+from seqjax.data import buckets as buckets_module
 from seqjax.errors import InputError
 
 
@@ -47,6 +48,24 @@ def test_a_step_is_a_pure_function_and_epochs_differ():
     steps = [7, 0, 7, 12, 3]
     assert [one[i] for i in steps] == [other[i] for i in steps]
     assert len({str([one[e * one.steps_per_epoch + i] for i in range(one.steps_per_epoch)]) for e in range(8)}) > 4
+
+
+def test_blocks_of_lengths_give_the_shapes_of_all_together(monkeypatch):
+    lengths = np.random.default_rng(0).integers(1, 60, (200, 2))
+    options = {"tokens_per_batch": 200, "n_buckets": 5, "max_lengths": 50}
+    whole = plan_shapes(lengths, **options)
+    monkeypatch.setattr("seqjax.data.buckets._BLOCK", 7)
+    assert plan_shapes(lengths, **options) == whole
+
+
+def test_readers_in_different_epochs_share_the_plans(monkeypatch):
+    made, shuffled = [], buckets_module.shuffled
+    monkeypatch.setattr(buckets_module, "shuffled", lambda *a: made.append(a[-1]) or shuffled(*a))
+    buckets = Buckets(SOME, SHAPES, collate, seed=3)
+    for step in range(buckets.steps_per_epoch):
+        for epoch in (0, 2, 1):
+            buckets[epoch * buckets.steps_per_epoch + step]
+    assert made == [0, 2, 1]
 
 
 def test_rows_of_one_of_two_processes():

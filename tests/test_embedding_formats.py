@@ -49,6 +49,19 @@ def write(tmp_path):
     return write
 
 
+def test_exponents_of_any_kind_are_text(write):
+    for one in ("1E-5", "1e-5", "+1.0E-05"):
+        path = write(f"2 3\nthe {one} 0.2 0.3\na 0.3 0.2 0.1\n".encode())
+        np.testing.assert_allclose(load_vectors(path).vectors, [[1e-5, 0.2, 0.3], [0.3, 0.2, 0.1]], rtol=1e-6)
+
+
+def test_words_of_glove_may_hold_spaces(write):
+    path = write(b"the 0.1 0.2 0.3\n. . . 0.3 0.2 0.1\nat name@domain.com 1 2 3\n")
+    assert load_glove(path).words == ["the", ". . .", "at name@domain.com"]
+    with pytest.raises(InputError, match="line 2, byte 16: expected a word and 3 numbers, found 6"):
+        load_glove(write(b"the 0.1 0.2 0.3\na 0.3 0.2 0.1b 1 2 3\n"))  # a newline is missing
+
+
 def datapath(name):
     from gensim.test.utils import datapath
 

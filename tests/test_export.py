@@ -254,6 +254,35 @@ def bundle(table, tmp_path):
     return tmp_path / "b"
 
 
+def test_a_number_is_an_argument_too(tmp_path):
+    def scaled(params, x, factor):
+        return params["w"] * x * factor
+
+    arguments = {"x": jax.ShapeDtypeStruct((2,), jnp.float32), "factor": jax.ShapeDtypeStruct((), jnp.float32)}
+    export.save_bundle(
+        tmp_path / "b", {"apply": export.Function(scaled, arguments, ("y",))}, {"w": jnp.array([1.0, 2.0])}
+    )
+    bundle = export.load_bundle(tmp_path / "b")
+    found = bundle.functions["apply"](bundle.params, jnp.array([1.0, 1.0]), jnp.float32(3))
+    assert found.tolist() == [3, 6]
+    assert (
+        "apply(params, np.ones((1,), np.float32), np.ones((), np.float32))" in (tmp_path / "b/README.txt").read_text()
+    )
+
+
+def test_a_bundle_that_cannot_be_replaced_stays(table, bundle, monkeypatch):
+    before = {file.name: file.read_bytes() for file in bundle.iterdir()}
+
+    def fails(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export.os, "replace", fails)
+    with pytest.raises(KeyboardInterrupt):
+        export.save_bundle(bundle, table.functions, {"w": jnp.zeros((3, 2))})
+    assert {file.name: file.read_bytes() for file in bundle.iterdir()} == before
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["b", "tokenizer.json"]
+
+
 def test_a_zip_is_a_bundle_too(table, tmp_path, bundle):
     for _ in range(2):  # the second time it replaces the first
         sizes = export.save_bundle(

@@ -148,7 +148,6 @@ def workplace(tmp_path_factory):
         yield run
 
 
-@pytest.mark.fast
 def test_smoke(workplace, capsys):
     summary = json.loads((workplace / "summary.json").read_text())
     assert summary["loss"] < 1.5  # log 30 = 3.4 at the beginning; (log 5 + 2 log 3) / 4 = 0.95 at best
@@ -159,7 +158,6 @@ def test_smoke(workplace, capsys):
     assert "test: loss" in capsys.readouterr().out
 
 
-@pytest.mark.fast
 def test_sample(workplace, capsys):
     capsys.readouterr()
     assert main("sample", "--run", workplace, "--prompt", "bn", "--samples", 3, "--temperature", 0.1) == 0

@@ -60,7 +60,6 @@ def both(cell, *options):
     return (gradient_of(lambda *inputs, run=run: run(cell, *inputs, *options)) for run in (pallas, scan))
 
 
-@pytest.mark.fast
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", CELLS)
 def test_equals_the_scan(name):
@@ -69,6 +68,7 @@ def test_equals_the_scan(name):
     close(ours(*inputs), reference(*inputs))
 
 
+@pytest.mark.fast
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("name", "every"), [("lstm", None), ("gru_cho", 4), ("lru", 4)])
 def test_without_masks(name, every):

@@ -103,7 +103,6 @@ def test_log_probabilities_are_those_of_the_model_whatever_the_temperature(run):
     assert rows[-1].entropy == entropy([text[1:].tolist() for text in real])
 
 
-@pytest.mark.fast
 def test_command_line(run, capsys):
     words = ["--temperatures", "0.2", "1.5", "--samples", "4", "--length", "50", "--run", str(run)]
     assert sampling.main(words) == 0

@@ -27,7 +27,7 @@ from seqjax import decoding, export, train
 from seqjax.caching import Shared
 from seqjax.checkpoint import Checkpoints
 from seqjax.config import write_config
-from seqjax.data import cmudict
+from seqjax.data import cmudict, evaluation_batches
 from seqjax.errors import InputError
 from seqjax.models.transformer_seq2seq import TransformerSeq2SeqConfig
 from seqjax.reporting import read_metrics
@@ -257,6 +257,27 @@ def test_evaluate_averages_and_overrides(translation, capsys):
     assert {metric: found[metric] for metric in greedy} == {metric: f"{value:.4f}" for metric, value in greedy.items()}
 
 
+def test_an_ensemble_is_the_mean_of_the_probabilities_of_its_runs(translation, tmp_path, capsys):
+    run, again = translation.run, shutil.copytree(translation.run, tmp_path / "again")
+    found = evaluated(capsys, translate, "--run", run, "--ensemble", again)
+    assert {metric: float(found[metric]) for metric in ("loss", "bleu")} == pytest.approx(
+        {metric: translation.summary[f"{metric}_test"] for metric in ("loss", "bleu")}, abs=1e-4
+    )
+    _, writer = seq2seq_runs.load_together((run, again), translate.Config)
+    changed = jax.tree.map(lambda a: a.at[1].multiply(0.9), writer.params)
+    batch = next(evaluation_batches([writer.texts.encode(e) for e in translation.corpus["test"]], writer.shapes))[1]
+    fields = [jnp.asarray(a) for a in (batch.source, batch.source_lengths, batch.inputs)]
+    model = seq2seq_runs.build(seq2seq_runs.load(run, translate.Config)[0].model, writer.texts)
+    each = [model.apply(jax.tree.map(lambda a, i=i: a[i], changed), *fields) for i in (0, 1)]
+    attention, logits = writer.model.apply(changed, *fields)
+    np.testing.assert_allclose(attention, (each[0][0] + each[1][0]) / 2, rtol=1e-4, atol=1e-6)
+    mean = (jax.nn.softmax(each[0][1]) + jax.nn.softmax(each[1][1])) / 2
+    np.testing.assert_allclose(jnp.exp(logits), mean, rtol=1e-4, atol=1e-7)
+    # Decoding shows the mean of the attention, too.
+    (best,) = writer._replace(params=changed).write(["ein hund"], Search(beam_size=2), alignments=True)[0]
+    np.testing.assert_allclose(best.attention.sum(axis=1), 1, rtol=1e-4)
+
+
 # --- predict, interactive
 
 
@@ -463,6 +484,15 @@ def test_another_vocabulary_is_refused(copied, one_line, size):
     message = "the vocabulary is not the one" if size == "same" else "config.json and the tokenizer files are not those"
     for words in (("evaluate",), ("--resume",)):
         assert message in one_line(translate, *words, "--run", copied)
+
+
+def test_an_ensemble_of_other_models_is_refused(translation, copied, one_line):
+    path = copied / "config.json"
+    config = json.loads(path.read_text())
+    heads = config["config"]["model"]["n_heads"]
+    path.write_text(path.read_text().replace(f'"n_heads": {heads}', f'"n_heads": {heads // 2}'))
+    refused = one_line(translate, "evaluate", "--run", translation.run, "--ensemble", copied)
+    assert f"ensemble={copied}: its model or its vocabulary is not that of {translation.run}" in refused
 
 
 # --- stop and resume

@@ -244,6 +244,8 @@ def test_images(tmp_path):
     images = image_lines(path)
     np.testing.assert_array_equal(images.pixels[0], [[0, 1 / 16], [2 / 16, 1]])
     assert images.labels.tolist() == [7, 3]
+    path.write_text(f"0,1,2,16,{2**24 + 1}\n0,1,2,16,{2**31 - 1}\n")
+    assert image_lines(path).labels.tolist() == [2**24 + 1, 2**31 - 1]
     for wrong, message in [
         ("", ": there is no image in it"),
         ("0,1,2,3,4\n0,1,2\n", ":2: 3 numbers are no square image and its label"),

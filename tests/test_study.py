@@ -108,16 +108,14 @@ def together():
     return states(Plan(None), range(K))
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     ("plan", "rows"),
     [
-        (Plan(None), [5, 2]),
-        (Plan(None), [7, 0, 3, 4, 1]),
-        (Plan(4), range(K)),
-        (Plan(None, mesh(2)), range(K)),
+        pytest.param(Plan(None), [5, 2], id="two", marks=pytest.mark.fast),
+        pytest.param(Plan(None), [7, 0, 3, 4, 1], id="five"),
+        pytest.param(Plan(4), range(K), id="chunks"),
+        pytest.param(Plan(None, mesh(2)), range(K), id="two-devices", marks=pytest.mark.fast),
     ],
-    ids=["two", "five", "chunks", "two-devices"],
 )
 def test_bits_of_a_member_depend_on_nothing_else(together, plan, rows):
     for state, row in zip(states(plan, list(rows)), rows, strict=True):
@@ -215,6 +213,9 @@ def test_statuses_values_and_lines(tmp_path):
 def test_successive_halving_leaves_out_who_is_behind(together):
     config = Study(halving=2, rung=6, devices=1)
     assert rung_steps(config, K, STEPS) == (6, 12)
+    # Without a given rung, what is compared stands where something is reported anyway.
+    assert rung_steps(Study(halving=2), 32, 2000, every=50) == (50, 100, 200, 400, 800, 1600)
+    assert rung_steps(Study(halving=3), 8, 1000, every=250) == (50, 150, 450)
     whole, halved = study(), study(config)
     at_rung = sorted(study(loop=train.Loop(steps=6, log_every=6)).results, key=lambda result: result.value)
     assert [r.status for r in halved.results] == ["done"] * 2 + ["halved"] * 6

@@ -21,7 +21,7 @@ from seqjax.cells import CELLS
 from seqjax.checkpoint import CheckpointError, Checkpoints
 from seqjax.config import read_config, write_config
 from seqjax.errors import InputError
-from seqjax.reporting import read_metrics
+from seqjax.reporting import read_metrics, write_json
 from seqjax.train import Hyper, Loop, TrainingError, averaged_params, fit, make_optimizer, make_step, unit_schedule
 from tests.test_models import compilations
 
@@ -274,6 +274,39 @@ def test_the_average_of_the_weights(decay):
     assert (bits_of(average)[1] == bits_of(jax.tree.map(np.asarray, states[-1].params))[1]) == (decay == 0)
 
 
+def test_an_average_of_bfloat16_moves():
+    optimizer, hyper = make_optimizer("sgd", average=True), Hyper(ema=0.999)
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    state = train.init_state(params, (), jax.random.key(0), optimizer(hyper))
+    half = {"w": jnp.full(2, 0.5, jnp.bfloat16)}
+
+    @jax.jit
+    def later(opt_state):  # the weights become 1.5 and stay
+        average = optimizer(hyper)
+        after = optax.apply_updates(params, half)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return jax.lax.fori_loop(0, 5000, lambda _, s: average.update(zeros, s, after)[1], opt_state)
+
+    with jax.numpy_dtype_promotion("standard"):
+        average = averaged_params(state._replace(opt_state=later(state.opt_state)))
+    assert average["w"].dtype == jnp.bfloat16
+    assert np.all(average["w"] > 1.49)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_bfloat16_weights_take_traced_numbers(kind):
+    def loss_fn(params, extra, batch, key, hyper):
+        return (jnp.sum(jnp.square(params["w"] - 3)).astype(jnp.float32), jnp.float32(1)), (extra, {})
+
+    optimizer, hyper = make_optimizer(kind, average=True), Hyper(lr=0.25, weight_decay=0.5, clip=2.0)
+    state = train.init_state({"w": jnp.ones(2, jnp.bfloat16)}, (), jax.random.key(0), optimizer(hyper))
+    step = jax.jit(make_step(loss_fn, optimizer))
+    after, _ = step(state, (), Hyper(*map(jnp.float32, hyper)))
+    assert jax.tree.map(lambda a: a.dtype, after) == jax.tree.map(lambda a: a.dtype, state)
+    expected = 1 + 0.25 * ((1 if kind == "adamw" else 2**0.5) - 0.5)
+    np.testing.assert_allclose(after.params["w"].astype(jnp.float32), expected, rtol=1e-2)
+
+
 def test_without_an_average_the_weights_are_the_average():
     states, _ = run_steps("sgd", Hyper(), n=1)
     assert averaged_params(states[1]) is states[1].params
@@ -300,6 +333,12 @@ def test_a_change_of_hyperparameters_compiles_nothing():
     assert metrics["loss"][0] != sharp["loss"][0]
 
 
+def test_clipping_to_nothing_is_refused():
+    with pytest.raises(InputError, match=r"hyper\.clip=0 leaves nothing of a gradient"):
+        train.check_hyper(Hyper(clip=0.0))
+    train.check_hyper(Hyper(clip=math.inf))
+
+
 def test_a_metric_of_the_loss_does_not_replace_the_loss():
     def loss_fn(params, extra, batch, key, hyper):
         return (jnp.sum(params["w"]), jnp.float32(2)), (extra, {"loss": (jnp.float32(7), jnp.float32(7))})
@@ -314,7 +353,14 @@ def test_a_metric_of_the_loss_does_not_replace_the_loss():
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lr", -1.0), ("lr", math.nan), ("lr", math.inf), ("weight_decay", -0.1), ("clip", -1.0), ("clip", math.nan)]
+    [
+        ("lr", -1.0),
+        ("lr", math.nan),
+        ("lr", math.inf),
+        ("weight_decay", -0.1),
+        ("clip", -1.0),
+        ("clip", math.nan),
+    ]
     + [("scheduled_sampling", -0.1), ("scheduled_sampling", 1.1), ("scheduled_sampling", math.nan)]
     + [(name, value) for name in ("b1", "b2", "dropout", "label_smoothing", "ema") for value in (-0.1, 1.0)],
 )
@@ -534,10 +580,34 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path, unkilled):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_new_run_forgets_the_metrics_of_the_old_one(tmp_path, unkilled):
+def test_a_metric_may_be_new(tmp_path):
+    def more(params, extra, batch, key, hyper):
+        loss, (extra, metrics) = toy_loss(params, extra, batch, key, hyper)
+        return loss, (extra, metrics | {"one": (jnp.float32(3), jnp.float32(3))})
+
     with pytest.raises(Killed):
         run(tmp_path, kill=7)
+    run(tmp_path, step=make_step(more, OPTIMIZER), resume=True)
+    assert [row.get("one") for row in rows(tmp_path) if row["split"] == "train"] == [None, 1, 1]
+
+
+def test_a_summary_is_json_whatever_the_numbers(tmp_path):
+    write_json(tmp_path / "summary.json", {"loss": math.nan, "accuracy": np.float32(0.5), "n": 3})
+    found = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"loss": None, "accuracy": 0.5, "n": 3}
+
+
+def test_a_new_run_forgets_the_metrics_of_the_old_one(tmp_path, unkilled):
+    with pytest.raises(Killed):
+        run(tmp_path, kill=7, loop=dataclasses.replace(LOOP, checkpoint_every=100))
+    assert (tmp_path / "metrics.jsonl").stat().st_size
     assert outcome(tmp_path, run(tmp_path)) == unkilled
+
+
+def test_a_new_run_does_not_mix_with_the_checkpoints_of_another(tmp_path):
+    run(tmp_path)
+    with pytest.raises(InputError, match="holds the checkpoints of another run, the last of step 13: pass resume=True"):
+        run(tmp_path)
 
 
 @pytest.mark.fast
@@ -648,8 +718,8 @@ def test_of_a_loss_the_lowest_is_best(tmp_path):
     assert state.step == 13  # patience without end keeps the best all the same
     assert best(tmp_path) == script.evaluated[8]
     script = Script(3.0, 1.0, 2.0, 0.5, name="loss")
-    script.run(tmp_path, loop=Loop(steps=13, eval_every=2, patience=1))
-    assert best(tmp_path) == script.evaluated[4]
+    script.run(tmp_path / "again", loop=Loop(steps=13, eval_every=2, patience=1))
+    assert best(tmp_path / "again") == script.evaluated[4]
 
 
 def test_none_is_the_best(tmp_path, capsys):

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from seqjax.embeddings import Word2VecConfig, count_words, encode, make_vocabulary, train_word2vec, train_word2vec_study
+from seqjax.embeddings import (
+    Word2VecConfig,
+    WordVectors,
+    count_words,
+    encode,
+    make_vocabulary,
+    train_word2vec,
+    train_word2vec_study,
+)
 from seqjax.embeddings.sampling import alias_table, draw, keep_probability, subsample
 from seqjax.embeddings.streaming import in_shards
 from seqjax.embeddings.word2vec import Tables, check_memory, column_sharding, init_tables, make_sampler, train_chunk
@@ -161,6 +169,26 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(key, tmp_path, monkeypatch
     np.testing.assert_array_equal(resumed.context_vectors, whole.context_vectors)
     with pytest.raises(InputError, match="resume=True needs checkpoints="):
         train_word2vec(topics(20), config, key=key, resume=True)
+    with pytest.raises(InputError, match="holds the checkpoints of another run"):
+        train_word2vec(topics(400), config, key=key, checkpoints=tmp_path)
+
+
+@pytest.mark.parametrize("objective", ["negative_sampling", "hierarchical_softmax"])
+@pytest.mark.parametrize("architecture", ["skipgram", "cbow"])
+def test_float64_elsewhere_changes_nothing(key, architecture, objective):
+    config = Word2VecConfig(**SMALL, epochs=1, architecture=architecture, objective=objective)
+    expected = train_word2vec(topics(20), config, key=key)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        found = train_word2vec(topics(20), config, key=key)
+    assert found.vectors.dtype == np.float32
+    assert found.words == expected.words
+    assert np.all(np.isfinite(found.vectors))
+
+
+def test_words_that_were_never_counted_stay(key):
+    start = WordVectors(["a", "z"], np.ones((2, 8), np.float32), counts=np.array([1, 0]))
+    config = Word2VecConfig(**SMALL | {"vector_size": 8}, epochs=1)
+    assert {"a", "z"} <= set(train_word2vec(topics(20), config, key=key, start=start).words)
 
 
 def test_sigterm_saves_first(key, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ An example has K parts, such as a context and a question, and a length for each;
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from typing import Any, Generic
 
 import numpy as np
@@ -22,6 +23,11 @@ Shape = tuple[int, ...]
 
 Plan = list[tuple[int, np.ndarray]]
 """Batches in order, each a bucket and the examples in its rows."""
+
+
+_BLOCK = 256  # borders at a time: all with all would need memory for the square of their number
+
+EPOCHS = 4  # whose plans are kept: several readers may be in different ones
 
 
 def plan_shapes(
@@ -70,14 +76,19 @@ def _ends(upto: np.ndarray, width: np.ndarray, n: int) -> list[int]:
 
     least_n(k) = min_{i < k} least_{n-1}(i) + (upto_k - upto_i) width_k,    least_0(0) = 0
     """
-    sizes = (upto[1:, None] - upto[None, :-1]) * width[:, None]
-    sizes = np.where(np.arange(len(width))[:, None] >= np.arange(len(width)), sizes, np.inf)  # [k - 1, i]
+    borders = np.arange(len(width))
+    blocks = [borders[at : at + _BLOCK] for at in range(0, len(borders), _BLOCK)]
     least = np.where(upto == 0, 0.0, np.inf)
     begins = []
     for _ in range(n):
-        total = least[:-1] + sizes
-        begins.append(np.argmin(total, axis=1))
-        least = np.concatenate([[np.inf], total.min(axis=1)])
+        found, smallest = [], [np.array([np.inf])]
+        for block in blocks:  # [k - 1, i]
+            total = least[:-1] + (upto[block + 1, None] - upto[None, :-1]) * width[block, None]
+            total = np.where(block[:, None] >= borders, total, np.inf)
+            found.append(np.argmin(total, axis=1))
+            smallest.append(total.min(axis=1))
+        begins.append(np.concatenate(found))
+        least = np.concatenate(smallest)
     ends = [len(width)]
     for begin in reversed(begins[1:]):
         ends.append(int(begin[ends[-1] - 1]))
@@ -120,16 +131,14 @@ class Buckets(Generic[AnyBatch]):
         self._bucket_of = bucket_of(lengths, shapes)
         self.steps_per_epoch = len(cut(self._bucket_of, np.arange(len(self._bucket_of)), shapes))
         self._collate, self._multiple, self._rows = collate, multiple, rows
-        self._latest = (-1, [])  # the plan of the last batch, since the next one will be of the same epoch
+        self._plan = lru_cache(EPOCHS)(partial(shuffled, self._bucket_of, self.shapes, seed))
 
     def __getitem__(self, step: int) -> AnyBatch:
         step = operator.index(step)
         if step < 0:
             raise IndexError(f"step {step} is negative")
         epoch, index = divmod(step, self.steps_per_epoch)
-        if self._latest[0] != epoch:
-            self._latest = (epoch, shuffled(self._bucket_of, self.shapes, self.seed, epoch))
-        bucket, rows = self._latest[1][index]
+        bucket, rows = self._plan(epoch)[index]
         return read_part(self._collate, rows, self.shapes[bucket], self._multiple, self._rows)
 
 

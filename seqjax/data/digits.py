@@ -60,7 +60,9 @@ def image_lines(path: PathLike, *, highest: int = 16) -> Images:
     if not rows:
         raise InputError(f"{path}: there is no image in it; give a line for each.")
     table = np.array(rows, np.float32)
-    return Images(table[:, :-1].reshape(len(table), side, side) / highest, table[:, -1].astype(np.int32))
+    return Images(
+        table[:, :-1].reshape(len(table), side, side) / highest, np.array([row[-1] for row in rows], np.int32)
+    )
 
 
 def mnist_file(path: PathLike, *, validation: int = 5000) -> dict[str, Images]:

@@ -6,12 +6,12 @@ target.
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
-from seqjax.data.buckets import Plan, bucket_of, cut, each_once, plan_shapes, read_part, shuffled
+from seqjax.data.buckets import EPOCHS, Plan, bucket_of, cut, each_once, plan_shapes, read_part, shuffled
 from seqjax.errors import InputError
 from seqjax.text import EOS, PAD, SOS
 from seqjax.types import Array
@@ -96,20 +96,18 @@ class PairBuckets:
         self.steps_per_epoch = len(cut(bucket_of(_lengths(pairs), shapes), np.arange(len(pairs)), shapes))
         self.cut_sources, self.cut_targets = count_cut(pairs, shapes)
         self._encode, self._multiple, self._rows = encode or (lambda epoch: pairs), multiple, rows
-        self._latest = (-1, [], [])  # what the last batch needed, since the next one will be of the same epoch
+        self._epoch = lru_cache(EPOCHS)(self._read)
 
     def __getitem__(self, step: int) -> PairBatch:
         step = operator.index(step)
         if step < 0:
             raise IndexError(f"step {step} is negative")
         epoch, index = divmod(step, self.steps_per_epoch)
-        if self._latest[0] != epoch:
-            self._latest = (epoch, *self._epoch(epoch))
-        _, pairs, plan = self._latest
+        pairs, plan = self._epoch(epoch)
         bucket, rows = plan[index % len(plan)]
         return read_part(partial(_batch, pairs), rows, self.shapes[bucket], self._multiple, self._rows)
 
-    def _epoch(self, epoch: int) -> tuple[Sequence[Pair], Plan]:
+    def _read(self, epoch: int) -> tuple[Sequence[Pair], Plan]:
         """The pairs of an epoch and its batches in order."""
         pairs = self._encode(epoch)
         return pairs, shuffled(bucket_of(_lengths(pairs), self.shapes), self.shapes, self.seed, epoch)

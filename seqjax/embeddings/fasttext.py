@@ -157,9 +157,9 @@ def init_tables(key: PRNGKey, layout: Layout, scale: Float[np.ndarray, "G"], siz
     Columns of zeros, which stay so, make their number a multiple of 8: then XLA takes 8 at a time on CPU.
     """
     bound = jnp.asarray(1 / (size * np.sqrt(layout.owners) * scale), np.float32)[:, None]
-    w_in = jax.random.uniform(key, (len(bound), size), minval=-1, maxval=1) * bound
+    w_in = jax.random.uniform(key, (len(bound), size), jnp.float32, minval=-1, maxval=1) * bound
     w_in = jnp.pad(w_in, ((0, 0), (0, -size % 8)))
-    return Tables(w_in, jnp.zeros((len(layout.offsets) - 1, w_in.shape[1])))
+    return Tables(w_in, jnp.zeros((len(layout.offsets) - 1, w_in.shape[1]), jnp.float32))
 
 
 LAYER = 8  # rows of each word that are read at a time
@@ -241,9 +241,9 @@ def train_chunk(
         loss = lax.cond(
             i % MEASURED == 0,
             lambda: skipgram_loss(tiles, weights, differs, negative=config.negative),
-            lambda: (jnp.zeros(()), jnp.zeros(())),
+            lambda: (jnp.float32(0), jnp.float32(0)),
         )
-        alpha = alphas[0] + (alphas[1] - alphas[0]) * (i / blocks)
+        alpha = alphas[0] + (alphas[1] - alphas[0]) * (i / blocks).astype(alphas.dtype)
         update = skipgram_update(tiles, alpha * weights, differs, negative=config.negative)
         # Words come in bursts, which their frequency does not tell: so they are counted. Negatives do not.
         often, seen = occurrences(seen, words, sentence)
@@ -257,7 +257,8 @@ def train_chunk(
         tables = Tables(add_steps(tables.w_in, summands, words, d_x), tables.w_out.at[out].add(d_out))
         return tables, seen, jax.tree.map(jnp.add, sums, loss)
 
-    start = tables, jnp.zeros(len(tables.w_out)), (jnp.zeros(()), jnp.zeros(()))
+    none = jnp.float32(0)
+    start = tables, jnp.zeros(len(tables.w_out), jnp.float32), (none, none)
     tables, _, loss = lax.fori_loop(0, blocks, block, start)
     return tables, text.n, loss
 

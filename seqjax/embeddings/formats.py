@@ -31,6 +31,7 @@ _ROWS = 1 << 13  # written or checked at a time
 
 _MAGIC = 793712314
 _OPTIONS = "<12id"
+_DIGITS = set(b"0123456789+-.\r") | set(b"einfaty") | set(b"EINFATY")  # of numbers in text, 1E-5 and -Infinity too
 _CENTROIDS = 256  # of a subspace: a code is a byte
 _MAX_PRUNED_BUCKET = 100_000_000  # in other files, the rows that follow bound the number of buckets
 
@@ -52,7 +53,7 @@ def load_vectors(path: _Path) -> WordVectors:
         return load_glove(path)
     # In text all numbers are made of few characters; the first word may be cut off, or have any bytes.
     numbers = rest.partition(b"\n")[0].split(b" ")[1:]
-    return load_word2vec(path, binary=not all(set(number) <= set(b"0123456789+-.einfa\r") for number in numbers))
+    return load_word2vec(path, binary=not all(set(number) <= _DIGITS for number in numbers))
 
 
 def load_word2vec(
@@ -91,7 +92,8 @@ def load_word2vec(
 def load_glove(path: _Path, *, limit: int | None = None, errors: str = "strict") -> WordVectors:
     """Vectors in GloVe's text format: a line for each word, no header (the one of its ``-write-header`` is skipped).
 
-    ``limit`` and ``errors`` are those of `load_word2vec`, and so is what happens to a word that comes twice.
+    Words may hold spaces, as some of Stanford's do (``at name@domain.com``), but no numbers after them. ``limit`` and
+    ``errors`` are those of `load_word2vec`, and so is what happens to a word that comes twice.
 
     Raises:
       InputError: as for `load_word2vec`.
@@ -107,7 +109,8 @@ def load_glove(path: _Path, *, limit: int | None = None, errors: str = "strict")
         file.seek(0)
         if header:
             file.readline()
-        return _collect(path, _text_rows(path, file, d, line=1 + header), v, d, limit, errors, exact=False)
+        rows = _text_rows(path, file, d, line=1 + header, spaces=True)
+        return _collect(path, rows, v, d, limit, errors, exact=False)
 
 
 def save_word2vec(vectors: WordVectors, path: _Path, *, binary: bool = False) -> None:
@@ -204,11 +207,14 @@ def _fields(line):
     return line.rstrip(b" \r\n").split(b" ")  # nothing else separates: words may hold any other kind of space
 
 
-def _text_rows(path, file, d, *, line):
+def _text_rows(path, file, d, *, line, spaces=False):
     """(byte, word, numbers [D]) of each line that is not blank; ``line`` is the number of the first."""
     offset = file.tell()
     for number, text in enumerate(iter(lambda: file.readline(_LINE + 32 * d), b""), line):
         name, *numbers = _fields(text)
+        more = numbers[:-d] if spaces else []
+        if more and not any(map(_is_number, more)):
+            name, numbers = b" ".join([name, *more]), numbers[-d:]
         where = f"{path}: line {number:,}, byte {offset:,}"
         if len(numbers) != d and (name or numbers):
             raise InputError(
@@ -223,6 +229,14 @@ def _text_rows(path, file, d, *, line):
                     f"{where}: expected {d:,} numbers after the word ({error}); the file is damaged"
                 ) from error
         offset += len(text)
+
+
+def _is_number(field):
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
 
 
 @np.errstate(over="ignore")  # what is too large becomes infinite, and is then found

@@ -86,7 +86,7 @@ class GloVeState(NamedTuple):
 def init_glove(key: PRNGKey, n_words: int, vector_size: int, *, eta: ArrayLike = 0.05) -> GloVeState:
     """Parameters uniform in ±½ / vector_size, and AdaGrad's state before the first step."""
     shapes, keys = ((n_words, vector_size),) * 2 + ((n_words,),) * 2, jax.random.split(key, 4)
-    draws = (jax.random.uniform(k, shape, minval=-0.5, maxval=0.5) for k, shape in zip(keys, shapes, strict=True))
+    draws = (jax.random.uniform(k, shape, jnp.float32, -0.5, 0.5) for k, shape in zip(keys, shapes, strict=True))
     first = 1 / jnp.square(jnp.asarray(eta, jnp.float32))
     squares = (jnp.full(x, start, jnp.float32) for x, start in zip(shapes, (first, first, 1.0, 1.0), strict=True))
     return GloVeState(GloVeParams(*(draw / vector_size for draw in draws)), GloVeParams(*squares))
@@ -197,6 +197,8 @@ def fit_glove(
     with Saver(checkpoints, 1) as saver:
         if resume:
             done, state, _ = saver.restore(state)
+        else:
+            saver.begin()
         for epoch in range(done, config.epochs):
             began, total = time.perf_counter(), 0.0
             key_order, key_chunks = jax.random.split(jax.random.fold_in(key_epochs, epoch))

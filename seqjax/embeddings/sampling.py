@@ -51,7 +51,7 @@ def subsample(
     """Leave out frequent words of the first ``n`` ids at random; ``ids`` are as `encode` gives them."""
     begins = ids < 0
     words = jnp.where(begins, ~ids, ids)
-    stays = (jax.random.uniform(key, ids.shape) < keep[words]) & (jnp.arange(len(ids)) < n)
+    stays = (jax.random.uniform(key, ids.shape, jnp.float32) < keep[words]) & (jnp.arange(len(ids)) < n)
     place = jnp.cumsum(stays, dtype=jnp.int32)
     length = len(ids) + block + 2 * window
     at = jnp.where(stays, place - 1 + window, length)
@@ -64,7 +64,7 @@ def draw(accept: Float[Array, "V"], alias: Int[Array, "V"], key: PRNGKey, shape:
     """Ids drawn from the distribution of an `alias_table`, int32."""
     column, coin = jax.random.split(key)
     column = jax.random.randint(column, shape, 0, len(accept))
-    return jnp.where(jax.random.uniform(coin, shape) < accept[column], column, alias[column])
+    return jnp.where(jax.random.uniform(coin, shape, jnp.float32) < accept[column], column, alias[column])
 
 
 class Chunk(NamedTuple):

@@ -92,6 +92,8 @@ def run(
     with Saver(checkpoints, checkpoint_every) as saver:
         if resume:
             done, tables, clock.words = saver.restore(tables)
+        else:
+            saver.begin()
         pending = []  # a chunk is reported when the next one runs: to ask for its results at once would stop the device
         for step in range(done, steps):
             epoch, i = divmod(step, len(rounds))
@@ -155,7 +157,7 @@ def in_shards(train_chunk: Callable, config: Hashable, mesh: Mesh) -> Callable:
             return tables, frequent, *jax.tree.map(jnp.add, results, more)
 
         frequent = jax.tree.map(lambda table: table[:FREQUENT], tables)
-        start = tables, frequent, jnp.int32(0), (jnp.zeros(()), jnp.zeros(()))
+        start = tables, frequent, jnp.int32(0), (jnp.float32(0), jnp.float32(0))
         after, _, *results = lax.fori_loop(0, len(parts), part, start)
         merged = jax.tree.map(with_rest, after, tables)
         return merged, *jax.tree.map(lambda x: lax.psum(x, "data"), results)
@@ -200,6 +202,11 @@ class Saver:
 
     def __exit__(self, *error):
         return self._contexts.__exit__(*error)
+
+    def begin(self):
+        """Refuse a directory with the checkpoints of another training."""
+        if self._directory is not None:
+            self._checkpoints.begin()
 
     def restore(self, tables):
         """The chunks that are done, the tables and the number of words, of the last checkpoint or of the beginning."""

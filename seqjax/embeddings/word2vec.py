@@ -194,7 +194,7 @@ def train_chunk(
         rows, sentence = span[places], sentence[places]
         centres = rows[:, window : window + tile]
         weights = pair_weights(config.windows, sentence, sizes[i], window=window)
-        alpha = (alphas[0] + (alphas[1] - alphas[0]) * (i / blocks))[..., None]
+        alpha = (alphas[0] + (alphas[1] - alphas[0]) * (i / blocks).astype(alphas.dtype))[..., None]
         alpha = jnp.broadcast_to(alpha, (*alphas.shape[1:], config.vector_size)).ravel()  # of each column
         # All is read before anything is written, and no branch sees the tables: otherwise XLA copies them each time.
         x = tables.w_in[rows]
@@ -221,8 +221,8 @@ def train_chunk(
             w_out = tables.w_out.at[out].add(_times(alpha, d_out) * own[..., None])
         return Tables(w_in, w_out), seen, jax.tree.map(jnp.add, sums, loss)
 
-    none = jnp.zeros(alphas.shape[1:])
-    start = tables, jnp.zeros(len(tables.w_in)), (none, none)
+    none = jnp.zeros(alphas.shape[1:], jnp.float32)
+    start = tables, jnp.zeros(len(tables.w_in), jnp.float32), (none, none)
     tables, _, loss = lax.fori_loop(0, blocks, block, start)
     return tables, text.n, loss
 
@@ -249,7 +249,7 @@ def _negative_sampling(config, x, o, weights, differs, _, *, measure):
     loss = lax.cond(
         measure,
         lambda: skipgram_loss(tiles, weights, differs, negative=config.negative),
-        lambda: (jnp.zeros(()), jnp.zeros(())),
+        lambda: (jnp.float32(0), jnp.float32(0)),
     )
     d_in, *d_out = skipgram_update(tiles, weights, differs, negative=config.negative)
     return loss, (d_in, jnp.concatenate(d_out, 1))
@@ -263,7 +263,7 @@ def _tree(_, x, o, weights, __, words, *, measure):
     loss = lax.cond(
         measure,
         lambda: (tree_loss(jnp.einsum("gnd,grd->grn", nodes, x), signs, pairs), jnp.sum(weights)),
-        lambda: (jnp.zeros(()), jnp.zeros(())),
+        lambda: (jnp.float32(0), jnp.float32(0)),
     )
     d_in, d_out = tree_update(x, nodes, signs, pairs)
     return loss, (d_in, d_out.reshape(o.shape))
@@ -278,7 +278,7 @@ def _cbow(config, x, o, weights, differs, _, *, measure):
     loss = lax.cond(
         measure,
         lambda: cbow_loss(*args, negative=config.negative),
-        lambda: (jnp.zeros(()), jnp.zeros(())),
+        lambda: (jnp.float32(0), jnp.float32(0)),
     )
     d_hidden, *d_out = cbow_update(*args, negative=config.negative)
     return loss, (jnp.einsum("grc,gcd->grd", backward, d_hidden), jnp.concatenate(d_out, 1))
@@ -467,7 +467,7 @@ def column_sharding(mesh: Mesh, size: int) -> NamedSharding:
 
 def init_tables(key: PRNGKey, n_words: int, size: int) -> Tables:
     """Input vectors uniform in ±1 / size, as gensim's; output vectors 0."""
-    w_in = jax.random.uniform(key, (n_words, size), minval=-1 / size, maxval=1 / size)
+    w_in = jax.random.uniform(key, (n_words, size), jnp.float32, minval=-1 / size, maxval=1 / size)
     return Tables(w_in, jnp.zeros_like(w_in))
 
 
@@ -487,7 +487,7 @@ def check_memory(n_words: int, size: int) -> None:
 
 def _joined(vocabulary: Vocabulary, start: WordVectors) -> Vocabulary:
     """The words of both, with the sum of their counts."""
-    old = np.ones(len(start), np.int64) if start.counts is None else start.counts
+    old = np.ones(len(start), np.int64) if start.counts is None else np.maximum(start.counts, 1)
     counts = Counter(dict(zip(start.words, old.tolist(), strict=True)))
     counts.update(dict(zip(vocabulary.words, vocabulary.counts.tolist(), strict=True)))
     return make_vocabulary(counts, min_count=1)

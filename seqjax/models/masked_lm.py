@@ -127,9 +127,9 @@ class Masked(NamedTuple):
 
 
 def mask(key: PRNGKey, tokens: Int[Array, "B T"], where: Bool[Array, "B T"], *, rate: float, vocab_size: int) -> Masked:
-    """Choose K = rate · T tokens of each row to be guessed, of those ``where``, and draw what is seen in their places.
+    """Choose a share of the tokens ``where`` of each row to be guessed, at least one, and draw what is seen instead.
 
-    Their number is the same at every step, so that the scores of other tokens need not be computed.
+    There is room for K = rate · T of them, whatever a row has, so that the scores of other tokens need not be computed.
 
     >>> tokens = jnp.arange(5, 15)[None]
     >>> masked = mask(jax.random.key(0), tokens, tokens < 10, rate=0.3, vocab_size=20)
@@ -139,9 +139,12 @@ def mask(key: PRNGKey, tokens: Int[Array, "B T"], where: Bool[Array, "B T"], *, 
     choose, replace, draw = jax.random.split(key, 3)
     n = max(1, round(rate * tokens.shape[1]))
     order = jnp.argsort(jnp.where(where, jax.random.uniform(choose, tokens.shape), 1.0), axis=1)
-    rank = jnp.argsort(order, axis=1)
+    chosen = jnp.maximum(
+        1, jnp.round(rate * jnp.sum(where, axis=1, keepdims=True, dtype=jnp.float32)).astype(jnp.int32)
+    )
+    guessed = (jnp.argsort(order, axis=1) < chosen) & where
     u = jax.random.uniform(replace, tokens.shape)
     others = jax.random.randint(draw, tokens.shape, len(SPECIALS), vocab_size, tokens.dtype)
     seen = jnp.where(u < 0.8, jnp.asarray(MASK, tokens.dtype), jnp.where(u < 0.9, others, tokens))
     at = order[:, :n].astype(jnp.int32)
-    return Masked(jnp.where((rank < n) & where, seen, tokens), at, jnp.take_along_axis(where, at, axis=1))
+    return Masked(jnp.where(guessed, seen, tokens), at, jnp.take_along_axis(guessed, at, axis=1))

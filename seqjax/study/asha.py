@@ -94,6 +94,8 @@ def run(
             checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", keep=loop.keep))
             if resume:
                 saved = checkpoints.restore(lambda metadata: _template(metadata, plan, setup, batch))
+            else:
+                checkpoints.begin()
             resumed = None if saved is None else saved.step
             total = -(-k * loop.steps // (stretch * slots))  # ticks, if nobody ended early
             reporter = stack.enter_context(Reporter(directory, total_steps=total, resume_step=resumed, console=console))

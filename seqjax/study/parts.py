@@ -92,28 +92,34 @@ def checked(hypers: Hyper, keys: jax.Array) -> tuple[Hyper, int]:
 # --- when
 
 
-def rung_steps(config: Study, k: int, steps: int) -> tuple[int, ...]:
+def rung_steps(config: Study, k: int, steps: int, *, every: int = 1) -> tuple[int, ...]:
     """The steps at which members are compared and dropped.
 
-    Rungs are at ``rung · halvingⁱ``, before the end (Karnin et al., 2013; Jamieson and Talwalkar, 2016).
+    Rungs are at ``rung · halvingⁱ``, before the end (Karnin et al., 2013; Jamieson and Talwalkar, 2016). A first rung
+    that is not given is a multiple of ``every`` or divides it: otherwise calls of one or two steps would have to meet
+    both the rungs and what happens every so many steps.
 
     >>> rung_steps(Study(halving=2), 8, 1000), rung_steps(Study(halving=3, rung=50), 8, 1000)
     ((125, 250, 500), (50, 150, 450))
+    >>> rung_steps(Study(halving=2), 8, 1000, every=50)
+    (100, 200, 400, 800)
     """
     if config.halving == 1:
         return ()
     # As many rungs as leave one member: then every rung costs about the same.
     n = math.ceil(math.log(k, config.halving) - 1e-9)
     at = config.rung or max(steps // config.halving**n, 1)
+    if config.rung is None:
+        at = at - at % every if at >= every else largest_divisor(every, at)
     return tuple(itertools.takewhile(lambda step: step < steps, (at * config.halving**i for i in itertools.count())))
 
 
-def steps_per_call(loop: Loop, rungs: tuple[int, ...], *, evaluated: bool, saved: bool) -> int:
-    """Steps a call: they divide every interval."""
-    intervals = [loop.log_every, *rungs]
+def common_interval(loop: Loop, *, evaluated: bool, saved: bool) -> int:
+    """The most steps after which anything may have to be reported, evaluated or saved."""
+    intervals = [loop.log_every]
     intervals += [loop.eval_every] if evaluated else []
     intervals += [loop.checkpoint_every] if saved else []
-    return largest_divisor(math.gcd(*intervals), STEPS_PER_CALL)
+    return math.gcd(*intervals)
 
 
 def largest_divisor(n: int, most: int) -> int:

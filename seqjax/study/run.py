@@ -1,5 +1,6 @@
 """Running a study: many members trained, measured and saved as one program."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -16,17 +17,19 @@ from seqjax.reporting import Reporter
 from seqjax.study import asha, engine
 from seqjax.study.engine import Member, Plan
 from seqjax.study.parts import (
+    STEPS_PER_CALL,
     Measure,
     Outcome,
     Stream,
     Study,
     begin,
     checked,
+    common_interval,
+    largest_divisor,
     make_plan,
     numbered,
     report,
     rung_steps,
-    steps_per_call,
     stop_after_saving,
 )
 from seqjax.study.standings import Result, Standings
@@ -88,8 +91,9 @@ def run_study(
         raise InputError(f"loop.patience={loop.patience} without an evaluation; give setup one, or leave out patience.")
     if config.slots is not None and config.slots < k:
         return asha.run(config, hypers, keys, setup, loop, batches, directory, resume, console, first)
-    rungs = rung_steps(config, k, loop.steps)
-    stride = steps_per_call(loop, rungs, evaluated=setup.evaluation is not None, saved=directory is not None)
+    every = common_interval(loop, evaluated=setup.evaluation is not None, saved=directory is not None)
+    rungs = rung_steps(config, k, loop.steps, every=every)
+    stride = largest_divisor(math.gcd(every, *rungs), STEPS_PER_CALL)  # of a call
     stream = Stream(setup, batches, stride, loop.steps)
     example = stream.example()
     batch = jax.tree.map(lambda a: a[0], example)
@@ -104,6 +108,8 @@ def run_study(
             checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", keep=loop.keep))
             if resume:
                 saved = checkpoints.restore(lambda metadata: _template(metadata, plan, setup, batch, loop))
+            else:
+                checkpoints.begin()
             resumed = None if saved is None else saved.step
             reporter = stack.enter_context(
                 Reporter(directory, total_steps=loop.steps, resume_step=resumed, console=console)
