@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import max_dim
+from jax.core import Tracer, max_dim
 from jax.sharding import PartitionSpec as P
 
 from seqjax.errors import InputError
 from seqjax.kernels.attention import BLOCK, Fixed, Inputs, Static, chunked, kept, scores
 from seqjax.kernels.attention import softmax as softmax
 from seqjax.kernels.rules import at_least, branch, spread
-from seqjax.layers import affine
+from seqjax.layers import affine, biased
 from seqjax.scores import SCORES as SCORES
 from seqjax.scores import Score as Score
 from seqjax.scores import additive as additive
@@ -29,7 +29,7 @@ from seqjax.scores import dot as dot
 from seqjax.scores import general as general
 from seqjax.scores import location as location
 from seqjax.scores import scaled_dot as scaled_dot
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.types import Array, Float, PRNGKey, wide
 
 IMPLEMENTATIONS = ("reference", "chunked", "xla", "cudnn")
 
@@ -221,7 +221,7 @@ def _split(x, w, b):
     """x w + b for a matrix [D, …] whose columns have several axes."""
     if spread():  # to merge the axes would undo how they are split over devices; on one it is faster
         y = jnp.tensordot(x, w.astype(x.dtype), 1)
-        return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
+        return y if b is None else biased(y, b)
     y = affine(x, w.reshape(w.shape[0], -1), None if b is None else b.reshape(-1))
     return y.reshape(*x.shape[:2], *w.shape[1:])
 
@@ -270,7 +270,9 @@ def _chunked(static: Static, inputs: Inputs, fixed: Fixed) -> Array:
     n_queries, n_keys = inputs.q.shape[3], inputs.k.shape[2]
 
     def by_blocks(block_q, block_k):
-        return _in_blocks(static._replace(block_q=block_q, block_k=block_k), inputs, fixed)
+        cut = static._replace(block_q=block_q, block_k=block_k)
+        _reject_closures(cut, inputs)
+        return _in_blocks(cut, inputs, fixed)
 
     if jax.export.is_symbolic_dim(n_queries) or jax.export.is_symbolic_dim(n_keys):
         many = at_least(max_dim(n_queries, n_keys), BLOCK + 1)
@@ -278,6 +280,8 @@ def _chunked(static: Static, inputs: Inputs, fixed: Fixed) -> Array:
     return by_blocks(min(BLOCK, n_queries), min(BLOCK, n_keys))
 
 
+# jit, so that a call outside of jit compiles once and not at every call.
+@partial(jax.jit, static_argnums=0)
 def _in_blocks(static: Static, inputs: Inputs, fixed: Fixed) -> Array:
     """Pad to whole blocks, attend, cut."""
     n = inputs.q.shape[3]
@@ -304,6 +308,20 @@ def _in_blocks(static: Static, inputs: Inputs, fixed: Fixed) -> Array:
         segments = pad(segments[0], 1, None), pad(segments[1], None, 1)
     y: Array = chunked(static, inputs, Fixed(mask, segments, fixed.q_offset))
     return y[..., :n, :]
+
+
+def _reject_closures(static: Static, inputs: Inputs) -> None:
+    """A traced value that score_mod closes over would get no gradient: say so instead."""
+    if static.score_mod is None:
+        return
+    heads = inputs.q.shape[0], inputs.q.shape[1] * inputs.q.shape[2]
+    q_at, k_at = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (static.block_q, static.block_k))
+    z = jax.ShapeDtypeStruct((*heads, static.block_q, static.block_k), wide(inputs.q.dtype))
+    if any(isinstance(c, Tracer) for c in jax.make_jaxpr(static.score_mod)(z, q_at, k_at, *inputs.score_args).consts):
+        raise InputError(
+            "score_mod closes over a traced value, which implementation='chunked' cannot differentiate; pass it in "
+            "score_args, or use implementation='reference'."
+        )
 
 
 def _jax_nn(static, inputs, fixed, q, k, v, bias, shifted, implementation):

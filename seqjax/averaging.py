@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from seqjax.checkpoint import Checkpoints
 from seqjax.errors import InputError
-from seqjax.types import PyTree
+from seqjax.types import PyTree, wide
 
 
 class AverageState(NamedTuple):
@@ -43,7 +42,7 @@ def weight_average(decay) -> optax.GradientTransformation:
 
 
 def _widened(p: jax.Array) -> jax.Array:
-    return p.astype(np.promote_types(p.dtype, np.float32), copy=True)
+    return p.astype(wide(p.dtype), copy=True)
 
 
 def averaged_params(state: Any) -> PyTree:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from seqjax import constraints as rules
@@ -14,7 +13,7 @@ from seqjax.caching import BeamCache, Cache, Shared
 from seqjax.constraints import FREE, Constraints
 from seqjax.errors import InputError
 from seqjax.kernels.top_k import top_k
-from seqjax.types import Array, PyTree
+from seqjax.types import Array, PyTree, wide
 
 
 class Beams(NamedTuple):
@@ -107,8 +106,8 @@ def beam_search(
       length_penalty: lp.
       alpha: its exponent, traced or not.
       coverage_penalty: at least 0, traced or not; needs ``attention``.
-      attention: ``state -> [N, S]``, the weights of the last step, 0 for padding. What never gets any weight counts as
-        padding, also where a softmax in float32 rounds to 0.
+      attention: ``state -> [N, S]``, the weights of the last step, 0 for padding; the same object every time. What
+        never gets any weight counts as padding, also where a softmax in float32 rounds to 0.
       alignments: return the weights.
       constraints: see `Constraints`; tokens they remove are not renormalised, so that ``log_probs`` are the model's.
         With a repetition penalty, texts are ranked by the penalised distribution.
@@ -162,13 +161,13 @@ def _search(step, params, state, logits, arrays, weights, *, static, options: _O
 
     def choose(t, state, logits, live: _Texts, finished: _Texts, done):
         """Write token t: the state in the order of the new live texts, these, the finished ones, who is done."""
-        logits = logits.astype(np.promote_types(logits.dtype, np.float32))
+        logits = logits.astype(wide(logits.dtype))
         log_probs, ranked = _log_probs(constraints, logits, live.tokens.reshape(batch * width, length), t, options.eos)
         vocab_size = logits.shape[-1]
         scores = live.scores[:, :, None] + ranked.astype(jnp.float32).reshape(batch, width, vocab_size)
-        scores, place = top_k(scores.reshape(batch, -1), min(2, vocab_size) * width)
+        scores, place = top_k(scores.reshape(batch, width * vocab_size), min(2, vocab_size) * width)
         parent, token = jnp.divmod(place, vocab_size)
-        own = jnp.take_along_axis(log_probs.reshape(batch, -1), place, axis=1)
+        own = jnp.take_along_axis(log_probs.reshape(batch, width * vocab_size), place, axis=1)
 
         candidates = _pick(live, parent)
         candidates = candidates._replace(
@@ -315,12 +314,19 @@ def _reorder(state: PyTree, parent: Array) -> PyTree:
     return jax.tree.map(moved, state, is_leaf=_special)
 
 
-def _check(logits, max_length, eos, beam_size, n_best, length_penalty, strategy, stop) -> tuple[int, int]:
+def check_loop(logits: Array, max_length: int, eos: int | None) -> None:
+    """Raise `InputError` for what no loop over tokens can work with."""
     if logits.ndim != 2:
         raise InputError(f"logits must be [B, V], the last ones of the prompt, not {logits.shape}")
+    if max_length < 1:
+        raise InputError(f"max_length={max_length}; it must be at least 1.")
     if eos is not None and not 0 <= eos < logits.shape[-1]:
         raise InputError(f"eos must be a token id in [0, {logits.shape[-1]}), not {eos}; None never stops early")
-    for name, value in (("max_length", max_length), ("beam_size", beam_size), ("n_best", n_best)):
+
+
+def _check(logits, max_length, eos, beam_size, n_best, length_penalty, strategy, stop) -> tuple[int, int]:
+    check_loop(logits, max_length, eos)
+    for name, value in (("beam_size", beam_size), ("n_best", n_best)):
         if value < 1:
             raise InputError(f"{name}={value}; it must be at least 1.")
     if n_best > beam_size:

@@ -13,12 +13,11 @@ from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from seqjax.attention import dot_product_attention, softmax
 from seqjax.errors import InputError
-from seqjax.types import Array, Bool, Float, Int, PyTree, Size
+from seqjax.types import Array, Bool, Float, Int, PyTree, Size, wide
 
 
 class Cache(NamedTuple):
@@ -138,8 +137,8 @@ def look(
     """
     batch, n_kv, _, d_head = memory.k.shape
     grouped = jnp.moveaxis(q.reshape(batch, -1, n_kv, q.shape[2] // n_kv, d_head), 1, 3)  # [B, K, G, W, H]
-    wide = np.promote_types(q.dtype, np.float32)
-    z = jnp.einsum("bkgqh,bksh->bkgqs", grouped, memory.k, preferred_element_type=wide) / math.sqrt(d_head)
+    dtype = wide(q.dtype)
+    z = jnp.einsum("bkgqh,bksh->bkgqs", grouped, memory.k, preferred_element_type=dtype) / math.sqrt(d_head)
     weights = softmax(z, mask[:, None, None, None])
     y = jnp.einsum("bkgqs,bksh->bkgqh", weights.astype(q.dtype), memory.v)
     weights = jnp.moveaxis(weights, 3, 1).reshape(q.shape[0], q.shape[2], -1)
@@ -158,11 +157,11 @@ def _step(cache, places, q, k, v, score_mod, score_args):
     age = (places.cursor - jnp.arange(n_columns, dtype=jnp.int32)) % n_columns
     # Not `kernels.attention.scores`: its axis of queries, here of length 1, costs a fifth of the speed of generation.
     grouped = q.reshape(q.shape[0], k.shape[2], -1, q.shape[3])
-    wide = np.promote_types(q.dtype, np.float32)
-    z = jnp.einsum("bkgh,bksh->bkgs", grouped, cache.k, preferred_element_type=wide) / math.sqrt(q.shape[3])
+    dtype = wide(q.dtype)
+    z = jnp.einsum("bkgh,bksh->bkgs", grouped, cache.k, preferred_element_type=dtype) / math.sqrt(q.shape[3])
     if score_mod is not None:
         heads = z.reshape(z.shape[0], -1, 1, n_columns)
-        z = score_mod(heads, jnp.zeros(1, jnp.int32), -age, *score_args).astype(wide).reshape(z.shape)
+        z = score_mod(heads, jnp.zeros(1, jnp.int32), -age, *score_args).astype(dtype).reshape(z.shape)
     weights = softmax(z, (age[None] <= places.lengths[:, None])[:, None, None])
     return jnp.einsum("bkgs,bksh->bkgh", weights.astype(v.dtype), cache.v).reshape(q.shape), cache
 
@@ -184,14 +183,14 @@ def _beam_step(cache, places, q, k, v, score_mod, score_args):
     mine = cache.rows[:, :, None] == jnp.arange(width, dtype=jnp.int32)[None, None]
     mine &= (age[None] <= places.lengths[:, None])[:, :, None]
     grouped = jnp.moveaxis(q.reshape(batch, width, n_kv, -1, d_head), 1, 3)  # [B, K, G, W, H]
-    wide = np.promote_types(q.dtype, np.float32)
+    dtype = wide(q.dtype)
     # Keys first: XLA:CPU transposes the other factor.
-    z = jnp.einsum("bkch,bkgqh->bkcgq", cache.k, grouped, preferred_element_type=wide) / math.sqrt(d_head)
+    z = jnp.einsum("bkch,bkgqh->bkcgq", cache.k, grouped, preferred_element_type=dtype) / math.sqrt(d_head)
     z = jnp.moveaxis(z, 2, -1)
     if score_mod is not None:
         heads = z.reshape(batch, -1, width, n_columns * width)
         ages = jnp.repeat(-age, width)
-        z = score_mod(heads, jnp.zeros(width, jnp.int32), ages, *score_args).astype(wide).reshape(z.shape)
+        z = score_mod(heads, jnp.zeros(width, jnp.int32), ages, *score_args).astype(dtype).reshape(z.shape)
     weights = softmax(z, mine.reshape(batch, 1, 1, width, n_columns * width))
     y = jnp.einsum("bkgqc,bkch->bkgqh", weights.astype(v.dtype), cache.v)
     return jnp.moveaxis(y, 3, 1).reshape(q.shape), cache

@@ -122,7 +122,7 @@ def constrain(constraints: Constraints, logits: Array, tokens: Array, t: Array, 
     if allowed is not None:
         keep = allowed(tokens, t) if callable(allowed) else _rows(jnp.asarray(allowed), logits)
         logits = jnp.where(keep, logits, -jnp.inf)
-    if prefix is not None:
+    if prefix is not None and np.shape(prefix)[1] > 0:
         # Beyond its end a prefix leaves all places free.
         forced = _rows(jnp.take(jnp.asarray(prefix), t, axis=1, mode="fill", fill_value=0)[:, None], logits)
         logits = jnp.where(forced == 0, logits, jnp.where(ids == forced, unruled, -jnp.inf))

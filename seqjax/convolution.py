@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from seqjax import pooling
-from seqjax.layers import affine
+from seqjax.layers import affine, biased
 from seqjax.types import Array, Float, Int, PRNGKey
 
 
@@ -48,6 +48,7 @@ def max_over_time(
     >>> print(max_over_time(jnp.array([[[1.0], [3.0], [9.0]]]), [one], jnp.array([2])))
     [[4.]]
     """
+    lengths = pooling.within(lengths, xs.shape[1])
     xs = jnp.where(pooling.kept(lengths, xs.shape[1])[..., None], xs, jnp.zeros_like(xs))
     taps = [tap for f in filters for tap in f.w]  # [D, F] each
     responses = affine(xs, jnp.concatenate(taps, axis=-1))
@@ -59,5 +60,5 @@ def max_over_time(
             z += jnp.pad(responses[..., begin : begin + n], ((0, 0), (width - 1 - k, k), (0, 0)))
             begin += n
         top = pooling.maximum(z, jnp.where(lengths > 0, lengths + width - 1, 0))
-        pooled.append(jax.nn.relu(top + jnp.broadcast_to(b.astype(top.dtype), top.shape)))
+        pooled.append(jax.nn.relu(biased(top, b)))
     return jnp.concatenate(pooled, axis=-1)

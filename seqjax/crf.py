@@ -27,12 +27,13 @@ from seqjax.errors import InputError
 from seqjax.kernels.rules import steps_per_iteration
 from seqjax.kernels.stepping import select
 from seqjax.kernels.top_k import top_k
-from seqjax.types import Array, PRNGKey
+from seqjax.metrics.spans import SCHEMES as SPAN_SCHEMES
+from seqjax.types import Array, PRNGKey, wide
 
 FORBIDDEN = -1e4
 """The score of what `constrain` forbids: far below all others, and float32 still has three decimals there."""
 
-SCHEMES = {"BIO": "BI", "BIOES": "BIES", "IOB1": "BI"}
+SCHEMES = SPAN_SCHEMES | {"IOB1": "BI"}
 """The letters before a type, of each scheme. O, for words outside all spans, has no type."""
 
 
@@ -170,7 +171,7 @@ def marginals(params: CRF, scores: Array, lengths: Array, *, implementation: str
     0.75, 0.75
     """
     total = lambda scores: jnp.sum(log_partition(params, scores, lengths, implementation=implementation))  # noqa: E731
-    return jax.grad(total)(scores.astype(_dtype(scores)))
+    return jax.grad(total)(scores.astype(wide(scores.dtype)))
 
 
 @jax.jit
@@ -434,11 +435,6 @@ def _associative(w: Array, alpha: Array, scores: Array, valid: Array) -> Array:
 IMPLEMENTATIONS = {"scan": _scan, "fused": _fused, "associative": _associative}
 
 
-def _dtype(scores: Array):
-    # numpy's promote_types: jax's refuses to mix dtypes under strict promotion.
-    return np.promote_types(scores.dtype, np.float32)
-
-
 def _prepare(params: CRF, scores: Array, lengths: Array) -> tuple[CRF, Array, Array, Array]:
     """All in one dtype, scores with 0 for padding, lengths within the sequence, which steps are valid [T, B]."""
     if scores.ndim != 3 or scores.shape[0] == 0 or not jnp.issubdtype(scores.dtype, jnp.floating):
@@ -450,7 +446,7 @@ def _prepare(params: CRF, scores: Array, lengths: Array) -> tuple[CRF, Array, Ar
         raise InputError(
             f"params have shapes {found}, which do not fit scores of {n} tags: make them with init(key, {n})"
         )
-    dtype = _dtype(scores)
+    dtype = wide(scores.dtype)
     lengths = jnp.clip(lengths.astype(jnp.int32), 0, steps)
     valid = jnp.arange(steps, dtype=jnp.int32)[:, None] < lengths[None]
     # Before the first operation: 0 · NaN is NaN.

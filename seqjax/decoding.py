@@ -23,11 +23,12 @@ from jax.typing import ArrayLike
 from seqjax import constraints as rules
 from seqjax.beam import Beams as Beams
 from seqjax.beam import beam_search as beam_search
+from seqjax.beam import check_loop
 from seqjax.constraints import FREE
 from seqjax.constraints import Constraints as Constraints
 from seqjax.errors import InputError
 from seqjax.kernels.top_k import top_k
-from seqjax.types import Array, PRNGKey, PyTree
+from seqjax.types import Array, PRNGKey, PyTree, wide
 
 Step = Callable[[PyTree, PyTree, Array], tuple[PyTree, Array]]
 Option = ArrayLike | None  # one value for all rows or [B], traced or not; None is off
@@ -59,7 +60,7 @@ def filter_logits(
 
     Args:
       logits: ``[..., V]``.
-      temperature: at least 0.
+      temperature: at least 0, finite.
       top_k: integers, at least 1; more than V keeps all.
       top_p: in (0, 1].
       min_p: in [0, 1].
@@ -116,8 +117,9 @@ def check_options(
 
     A traced value passes. For whoever wants to refuse before a model is loaded.
     """
+    finite = "at least 0 and finite (0 takes the likeliest token)"
     valid = {
-        "temperature": (temperature, lambda x: x >= 0, "at least 0 (0 takes the likeliest token)"),
+        "temperature": (temperature, lambda x: (x >= 0) & np.isfinite(x), finite),
         "top_k": (top_k, lambda x: (x >= 1) & (x == np.floor(x)), "at least 1 and whole (None keeps all tokens)"),
         "top_p": (top_p, lambda x: (x > 0) & (x <= 1), "above 0 and at most 1 (None keeps all tokens)"),
         "min_p": (min_p, lambda x: (x >= 0) & (x <= 1), "from 0 to 1 (None keeps all tokens)"),
@@ -234,6 +236,8 @@ def score(step: Step, params: PyTree, state: PyTree, logits: Array, tokens: Arra
             f"tokens {tokens.shape} and lengths {lengths.shape} do not fit logits {logits.shape}; pass [B, L], [B] and "
             "[B, V]"
         )
+    if tokens.shape[1] == 0:
+        return jnp.zeros(tokens.shape, jnp.float32)
     return _score(step, params, state, logits, tokens, lengths)
 
 
@@ -338,15 +342,9 @@ def _generate(step, choose, params, state, logits, max_length, eos) -> Samples:
 
 
 def _lift(logits):
-    # numpy's promote_types: jax's refuses to mix dtypes under strict promotion.
-    return logits.astype(np.promote_types(logits.dtype, np.float32))
+    return logits.astype(wide(logits.dtype))
 
 
 def _check_loop(logits, max_length, eos, constraints):
-    if logits.ndim != 2:
-        raise InputError(f"logits must be [B, V], the last ones of the prompt, not {logits.shape}")
-    if max_length < 1:
-        raise InputError(f"max_length must be at least 1, not {max_length}")
-    if eos is not None and not 0 <= eos < logits.shape[-1]:
-        raise InputError(f"eos must be a token id in [0, {logits.shape[-1]}), not {eos}; None never stops early")
+    check_loop(logits, max_length, eos)
     rules.check(constraints, rows=logits.shape[0], vocab_size=logits.shape[-1], max_length=max_length)

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from seqjax.types import Array, Float, PRNGKey, Scalar
+from seqjax.errors import InputError
+from seqjax.types import Array, Float, PRNGKey, Scalar, wide
 
 
 def dropout(
@@ -11,14 +12,18 @@ def dropout(
 ) -> Float[Array, "*shape"]:
     """Zero each entry with probability ``rate``, scale the others by 1 / (1 - rate) (Srivastava et al., 2014).
 
-    The rate may be traced. At rate 1 everything is 0. The Python number 0 draws nothing and returns x.
+    The rate may be traced. At rate 1 everything is 0. The Python number 0 draws nothing and returns x; one outside of
+    [0, 1] is an `InputError`.
 
     Args:
       shared_axis: an axis along which one mask holds, such as that of time: variational dropout (Gal and Ghahramani,
         2016).
     """
-    if isinstance(rate, int | float) and rate == 0:
-        return x
+    if isinstance(rate, int | float):
+        if not 0 <= rate <= 1:
+            raise InputError(f"dropout rate={rate}; it must be from 0 to 1.")
+        if rate == 0:
+            return x
     keep = 1.0 - jnp.asarray(rate, jnp.float32)
     shape = list(x.shape)
     if shared_axis is not None:
@@ -42,4 +47,10 @@ def flat(x: Float[Array, "*B n"]) -> Float[Array, "*rows n"]:
 def affine(x: Float[Array, "*B D"], w: Float[Array, "D E"], b: Float[Array, "E"] | None = None) -> Float[Array, "*B E"]:
     """x w + b, in the dtype of x; b None is 0."""
     y = (flat(x) @ w.astype(x.dtype)).reshape(*x.shape[:-1], w.shape[-1])
-    return y if b is None else y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
+    return y if b is None else biased(y, b)
+
+
+def biased(y: Float[Array, "*B E"], b: Float[Array, "E"]) -> Float[Array, "*B E"]:
+    """y + b, in the dtype of y. The gradient of b, a sum over all rows, is made in at least float32."""
+    dtype = wide(y.dtype)
+    return (y.astype(dtype) + jnp.broadcast_to(b.astype(dtype), y.shape)).astype(y.dtype)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from seqjax.errors import InputError
 from seqjax.kernels.linear_cross_entropy import check, check_linear, kept, weighted_sum, weights
 from seqjax.kernels.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
-from seqjax.types import Array, PRNGKey
+from seqjax.types import Array, PRNGKey, wide
 
 
 def cross_entropy(
@@ -56,8 +56,7 @@ def cross_entropy(
             f"logits {logits.shape} do not fit targets {targets.shape}: pass logits [..., V] and targets [...]"
         )
 
-    # numpy's promote_types: jax's refuses to mix dtypes under strict promotion.
-    dtype = np.promote_types(logits.dtype, np.float32)
+    dtype = wide(logits.dtype)
     smoothing, z = jnp.asarray(label_smoothing, dtype), jnp.asarray(z_loss, dtype)
     weight, index = weights(targets, where, logits.shape[-1], dtype)
 
@@ -99,7 +98,7 @@ def binary_cross_entropy(
     if logits.shape != targets.shape or (where is not None and where.shape != targets.shape):
         shapes = targets.shape, None if where is None else where.shape
         raise InputError(f"logits {logits.shape}, targets and where {shapes} must have one shape; broadcast them")
-    dtype = np.promote_types(logits.dtype, np.float32)
+    dtype = wide(logits.dtype)
     weight = jnp.ones(logits.shape, dtype) if where is None else where.astype(dtype)
     # Before the first operation: 0 · NaN is NaN.
     z, t = (jnp.where(weight != 0, x.astype(dtype), jnp.zeros_like(weight)) for x in (logits, targets))
@@ -130,6 +129,7 @@ def coverage(attention: Array, *, where: Array | None = None) -> tuple[Array, Ar
     if attention.ndim != 3 or (where is not None and where.shape != attention.shape[:2]):
         shape = None if where is None else where.shape
         raise InputError(f"attention must be [B, T, S] and where [B, T], not {attention.shape} and {shape}")
+    attention = attention.astype(wide(attention.dtype))
     weight = jnp.ones(attention.shape[:2]) if where is None else where
     weight = weight.astype(attention.dtype)
     before = jnp.cumsum(attention, axis=1) - attention
@@ -329,7 +329,7 @@ def adaptive_cross_entropy(
     """
     check(targets, where)
     _check_adaptive(params, cutoffs)
-    weight, _ = weights(targets, where, cutoffs[-1], np.promote_types(hidden.dtype, np.float32))
+    weight, _ = weights(targets, where, cutoffs[-1], wide(hidden.dtype))
     hidden = kept(weight, hidden)
     in_head = jnp.where(targets < cutoffs[-1], targets, len(params.w_head))
     for i, (begin, end) in enumerate(itertools.pairwise(cutoffs)):
@@ -392,7 +392,7 @@ def _check_adaptive(params: AdaptiveParams, cutoffs: Sequence[int]) -> None:
 
 def _product(hidden: Array, table: Array) -> Array:
     """``hidden tableᵀ`` in the dtype of ``hidden``, added up in float32 at least."""
-    dtype = np.promote_types(hidden.dtype, np.float32)
+    dtype = wide(hidden.dtype)
     return jnp.matmul(hidden, table.T.astype(hidden.dtype), preferred_element_type=dtype)
 
 
@@ -405,7 +405,7 @@ def _sampled(hidden, table, targets, negatives, log_q, bias, where) -> tuple[Arr
         raise InputError(f"negatives {negatives.shape} and log_q {log_q.shape} must be [S] and [V], V = {len(table)}")
     if negatives.size == 0:
         raise InputError("there are no negatives; draw at least one, for example with log_uniform")
-    dtype = np.promote_types(hidden.dtype, np.float32)
+    dtype = wide(hidden.dtype)
     weight, index = weights(targets, where, len(table), dtype)
     hidden = kept(weight, hidden)
     rows = table.at[index].get(mode="fill", fill_value=jnp.nan)

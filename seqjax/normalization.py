@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax.cells.base import rows
 from seqjax.errors import InputError
-from seqjax.types import Array, Float
+from seqjax.types import Array, Float, wide
 
 
 class BatchStats(NamedTuple):
@@ -38,11 +39,11 @@ def layer_norm(x: Float[Array, "*B D"], g: Array, b: Array | None = None, *, eps
     [0. 2.]
     """
     _check(x, g=g, b=b)
-    z = x.astype(np.promote_types(x.dtype, np.float32))
+    z = x.astype(wide(x.dtype))
     z = z - jnp.mean(z, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(z), axis=-1, keepdims=True)
-    y = _rows(g, z) * (z * jax.lax.rsqrt(variance + epsilon))
-    return (y if b is None else y + _rows(b, z)).astype(x.dtype)
+    y = rows(g, z) * (z * jax.lax.rsqrt(variance + epsilon))
+    return (y if b is None else y + rows(b, z)).astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "*B D"], g: Array, *, epsilon: float = 1e-6) -> Array:
@@ -65,9 +66,9 @@ def rms_norm(x: Float[Array, "*B D"], g: Array, *, epsilon: float = 1e-6) -> Arr
     [0.2 1.4]
     """
     _check(x, g=g)
-    z = x.astype(np.promote_types(x.dtype, np.float32))
+    z = x.astype(wide(x.dtype))
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(z), axis=-1, keepdims=True) + epsilon)
-    return (_rows(g, z) * (z * scale)).astype(x.dtype)
+    return (rows(g, z) * (z * scale)).astype(x.dtype)
 
 
 def batch_stats(d: int) -> BatchStats:
@@ -129,7 +130,7 @@ def batch_norm(
         raise InputError(f"where {where.shape} {where.dtype} does not fit x {x.shape}: pass bool [...] for x [..., D]")
     keep = jnp.broadcast_to(where[..., None], x.shape)
     # Replaced before the first operation, not only after the last: 0 · NaN is NaN in the gradient.
-    z = jnp.where(keep, x, jnp.zeros_like(x)).astype(np.promote_types(x.dtype, np.float32))
+    z = jnp.where(keep, x, jnp.zeros_like(x)).astype(wide(x.dtype))
     if train:
 
         def total(entries: Array) -> Array:
@@ -141,16 +142,16 @@ def batch_norm(
 
         n = total(where.astype(np.int32))
         mean = total(z) / jnp.maximum(n, 1).astype(z.dtype)
-        centred = jnp.where(keep, z - _rows(mean, z), 0)
+        centred = jnp.where(keep, z - rows(mean, z), 0)
         squares = total(jnp.square(centred))
         var = squares / jnp.maximum(n, 1).astype(z.dtype)
         unbiased = squares / jnp.maximum(n - 1, 1).astype(z.dtype)
         stats = BatchStats(updated(stats.mean, mean, n > 0), updated(stats.var, unbiased, n > 1))
     else:
         mean, var = stats
-        centred = z - _rows(mean, z)
-    scale = _rows(jax.lax.rsqrt(var + epsilon), z)
-    y = _rows(g, z) * (centred * scale) + _rows(b, z)
+        centred = z - rows(mean, z)
+    scale = rows(jax.lax.rsqrt(var + epsilon), z)
+    y = rows(g, z) * (centred * scale) + rows(b, z)
     return jnp.where(keep, y, 0).astype(x.dtype), stats
 
 
@@ -158,8 +159,3 @@ def _check(x: Array, **vectors: Array | None):
     for name, vector in vectors.items():
         if vector is not None and vector.shape != x.shape[-1:]:
             raise InputError(f"{name} {vector.shape} does not fit x {x.shape}: pass [D] for x [..., D]")
-
-
-def _rows(vector: Float[Array, "D"], like: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """A vector, repeated for every row of ``like``, in the dtype of ``like``."""
-    return jnp.broadcast_to(vector.astype(like.dtype), like.shape)

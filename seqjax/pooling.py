@@ -4,10 +4,14 @@ A sequence without tokens, of length 0, gives zeros. The gradient to padding is 
 """
 
 import jax.numpy as jnp
-import numpy as np
 
 from seqjax.kernels.attention import softmax
-from seqjax.types import Array, Bool, Float, Int, Size
+from seqjax.types import Array, Bool, Float, Int, Size, wide
+
+
+def within(lengths: Int[Array, "B"], time: Size) -> Int[Array, "B"]:
+    """Lengths as int32, since narrower ones cannot count every place, and none beyond the sequence."""
+    return jnp.clip(lengths.astype(jnp.int32), 0, time)
 
 
 def kept(lengths: Int[Array, "B"], time: Size) -> Bool[Array, "B T"]:
@@ -17,7 +21,7 @@ def kept(lengths: Int[Array, "B"], time: Size) -> Bool[Array, "B T"]:
     [[ True False False]
      [ True  True  True]]
     """
-    return jnp.arange(time, dtype=lengths.dtype)[None] < lengths[:, None]
+    return jnp.arange(time, dtype=jnp.int32)[None] < within(lengths, time)[:, None]
 
 
 def last(xs: Float[Array, "B T D"], lengths: Int[Array, "B"], *, bidirectional: bool = False) -> Float[Array, "B D"]:
@@ -30,6 +34,7 @@ def last(xs: Float[Array, "B T D"], lengths: Int[Array, "B"], *, bidirectional: 
     >>> print(last(xs, jnp.array([2])), last(xs, jnp.array([2]), bidirectional=True))
     [[2. 3.]] [[2. 1.]]
     """
+    lengths = within(lengths, xs.shape[1])
     x = jnp.take_along_axis(xs, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     if bidirectional:
         half = xs.shape[-1] // 2
@@ -43,7 +48,8 @@ def mean(xs: Float[Array, "B T D"], lengths: Int[Array, "B"]) -> Float[Array, "B
     >>> print(mean(jnp.array([[[1.0], [3.0], [9.0]]]), jnp.array([2])))
     [[2.]]
     """
-    total = jnp.sum(_without_padding(xs, lengths), axis=1, dtype=np.promote_types(xs.dtype, np.float32))
+    lengths = within(lengths, xs.shape[1])
+    total = jnp.sum(_without_padding(xs, lengths), axis=1, dtype=wide(xs.dtype))
     return (total / jnp.maximum(lengths, 1)[:, None].astype(total.dtype)).astype(xs.dtype)
 
 
@@ -67,7 +73,7 @@ def attention(
     >>> print(pooled, weights)
     [[2.]] [[0.5 0.5 0. ]]
     """
-    scores = scores.astype(np.promote_types(scores.dtype, np.float32))
+    scores = scores.astype(wide(scores.dtype))
     weights = softmax(scores, kept(lengths, xs.shape[1]))
     return jnp.einsum("bt,btd->bd", weights.astype(xs.dtype), _without_padding(xs, lengths)), weights
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seqjax.errors import InputError
-from seqjax.types import Array, Float, Int, Scalar
+from seqjax.types import Array, Float, Int, Scalar, wide
 
 
 def sinusoidal(length: int, dim: int) -> Float[Array, "T D"]:
@@ -114,12 +114,14 @@ def rotary(
         raise InputError(f"layout={layout!r} is unknown: choose half or interleaved")
     if positions.shape not in (x.shape[1:2], x.shape[:2]):
         raise InputError(f"positions {positions.shape} do not fit x {x.shape}: pass [T] or [B, T] for x [B, T, N, D]")
-    dtype = np.promote_types(x.dtype, np.float32)
+    dtype = wide(x.dtype)
     angles = _angles(positions, _frequencies(x.shape[-1], base), dtype)
-    angles = angles.reshape(-1, x.shape[1], 1, x.shape[-1] // 2)  # [1 | B, T, 1, D/2]
+    angles = angles.reshape(*positions.shape, 1, x.shape[-1] // 2)  # [T, 1, D/2] or [B, T, 1, D/2]
+    angles = angles if positions.ndim == 2 else angles[None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     # The two halves of a pair along an axis of their own: before the pairs, or behind.
-    split, axis = ((2, -1), -2) if layout == "half" else ((-1, 2), -1)
+    half = x.shape[-1] // 2
+    split, axis = ((2, half), -2) if layout == "half" else ((half, 2), -1)
     a, b = jnp.unstack(x.astype(dtype).reshape(*x.shape[:-1], *split), axis=axis)
     rotated = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=axis)
     return rotated.reshape(x.shape).astype(x.dtype)

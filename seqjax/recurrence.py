@@ -17,7 +17,8 @@ from seqjax.kernels.reference import scan
 from seqjax.kernels.rules import batches_directions, choose
 from seqjax.kernels.stepping import advance, project
 from seqjax.layers import dropout as apply_dropout
-from seqjax.types import Array, Bool, Float, Int, PRNGKey, PyTree, Scalar, Size
+from seqjax.pooling import within
+from seqjax.types import Array, Bool, Float, Int, PRNGKey, PyTree, Scalar
 
 
 def _pallas(*arguments):
@@ -44,7 +45,10 @@ def initial_carry(cell: Cell, params, x: Float[Array, "B D"]) -> PyTree:
 def step(cell: Cell, params, carry: PyTree | None, x: Float[Array, "B D"]) -> tuple[PyTree, Float[Array, "B H"]]:
     """One step: ``(carry, y)`` from the carry (None = initial) and x [B, D]."""
     zx = project(cell, params, x)
-    carry, y = advance(cell, params, cell.initial(params, zx) if carry is None else carry, zx)
+    start = cell.initial(params, zx)
+    if carry is not None:
+        _check_carry(cell, params, carry, start, None)
+    carry, y = advance(cell, params, start if carry is None else carry, zx)
     return carry, y if cell.readout is None else cell.readout(params, y, zx)
 
 
@@ -61,7 +65,7 @@ def unroll(
     checkpoint_every: int | None = None,
     return_carries: bool = False,
     zoneout: Scalar = 0.0,
-    h_mask: Float[Array, "B H"] | None = None,
+    h_mask: Array | None = None,
     key: PRNGKey | None = None,
 ):
     """Run ``cell`` over a sequence: xs [T, B, D] -> ``(carry, ys)`` with ys [T, B, H].
@@ -105,6 +109,8 @@ def unroll(
     ((7, 2, 5), (2, 5))
     """
     _check(params, xs, lengths, resets, implementation, checkpoint_every)
+    if isinstance(zoneout, (int, float)) and not 0 <= zoneout <= 1:
+        raise ValueError(f"zoneout={zoneout}; it must be from 0 to 1.")
     zoned = not (isinstance(zoneout, (int, float)) and zoneout == 0)
     if (zoned or h_mask is not None) and implementation == "linear":
         raise ValueError("implementation='linear' has neither zoneout nor h_mask; use 'fused' or None.")
@@ -143,7 +149,7 @@ def _unroll(
     checkpoint_every,
     return_carries,
 ):
-    lengths, valid = _within(lengths, xs.shape[0]), None
+    lengths, valid = None if lengths is None else within(lengths, xs.shape[0]), None
     if lengths is not None:
         valid = jnp.arange(xs.shape[0], dtype=lengths.dtype)[:, None] < lengths[None, :]
         # Cleared before any product: 0 * NaN would poison the weight gradients.
@@ -218,7 +224,7 @@ def bidirectional(
 
 def _both_directions(cell: Cell, params: tuple, xs: Float[Array, "T B D"], carry, resets, options: dict):
     """Both directions as one batched recurrence, the second over each row's steps in reverse order."""
-    lengths = _within(options["lengths"], xs.shape[0])
+    lengths = None if options["lengths"] is None else within(options["lengths"], xs.shape[0])
     if resets is not None:
         resets = jnp.stack([resets, _turned(_resets_going_back(resets, lengths), lengths)])
     weights, carries = (
@@ -279,6 +285,8 @@ def stack(
     carries = [None] * len(layers) if carry is None else carry
     if len(carries) != len(layers):
         raise ValueError(f"carry has {len(carries)} entries for {len(layers)} layers; pass one a layer, or None.")
+    if weight_drop > 0 and any(getattr(params, "w_h", None) is None for params in layers):
+        raise ValueError(f"weight_drop={weight_drop}: cell {cell.name!r} has no recurrent matrix w_h; leave it out.")
     after = []
     for depth, (params, before) in enumerate(zip(layers, carries, strict=True)):
         if depth > 0 and key is not None:
@@ -301,11 +309,6 @@ def stack(
     return tuple(after), xs
 
 
-def _within(lengths: Int[Array, "B"] | None, steps: Size) -> Int[Array, "B"] | None:
-    """Lengths as int32, which also counts the steps of long sequences, and none beyond the sequence."""
-    return None if lengths is None else jnp.clip(lengths.astype(jnp.int32), 0, steps)
-
-
 def _check_carry(cell: Cell, params, carry: PyTree, start: PyTree, h_mask) -> None:
     """Reject a carry or a mask that is not made for these inputs."""
 
@@ -321,6 +324,8 @@ def _check_carry(cell: Cell, params, carry: PyTree, start: PyTree, h_mask) -> No
         h = cell.hidden(start)
         if getattr(params, "w_h", None) is None:
             raise ValueError(f"cell {cell.name!r} has no recurrent matrix w_h for h_mask to act on; leave it out.")
+        if not jnp.issubdtype(h_mask.dtype, jnp.floating):
+            raise ValueError(f"h_mask has dtype {h_mask.dtype}; it must hold factors, such as mask / keep.")
         if h_mask.shape != h.shape:
             raise ValueError(f"h_mask has shape {list(h_mask.shape)}; it must be {list(h.shape)}, as the hidden state.")
 

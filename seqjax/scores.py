@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from seqjax.errors import InputError
 from seqjax.kernels.attention import softmax
 from seqjax.layers import affine
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 def attend(
@@ -50,7 +49,7 @@ def attend(
         raise InputError(f"mask must be bool (True = keep), not {mask.dtype}")
     if mask is not None and (mask.ndim != 3 or any(n not in (1, m) for n, m in zip(mask.shape, z.shape, strict=True))):
         raise InputError(f"mask {mask.shape} does not fit scores {z.shape}: each axis has that length, or 1")
-    z = z.astype(np.promote_types(z.dtype, np.float32))
+    z = z.astype(wide(z.dtype))
     weights = softmax(z, mask)
     v = k if v is None else v
     return jnp.einsum("bts,bsf->btf", weights.astype(v.dtype), v), weights
@@ -58,8 +57,7 @@ def attend(
 
 def dot(q: Float[Array, "B T D"], keys: Float[Array, "B S D"]) -> Float[Array, "B T S"]:
     """q · k, accumulated in at least float32 (Luong et al., 2015)."""
-    # numpy's promote_types: jax's refuses to mix dtypes under strict promotion.
-    return jnp.einsum("btd,bsd->bts", q, keys, preferred_element_type=np.promote_types(q.dtype, np.float32))
+    return jnp.einsum("btd,bsd->bts", q, keys, preferred_element_type=wide(q.dtype))
 
 
 def scaled_dot(q: Float[Array, "B T D"], keys: Float[Array, "B S D"]) -> Float[Array, "B T S"]:
@@ -105,14 +103,13 @@ def location(
     n = keys.shape[1]
     if n > b.shape[0]:
         raise InputError(f"location scores were made for {b.shape[0]} keys, not {n}; init them with a greater length")
-    z = q @ w.astype(q.dtype)[:, :n]
-    return z + jnp.broadcast_to(b.astype(q.dtype)[:n], z.shape)
+    return affine(q, w[:, :n], b[:n])
 
 
 def _unit(x):
     # 1e-12: padded states are 0, and there the derivative must be finite.
-    wide = x.astype(np.promote_types(x.dtype, np.float32))
-    return (wide * jax.lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + 1e-12)).astype(x.dtype)
+    z = x.astype(wide(x.dtype))
+    return (z * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True) + 1e-12)).astype(x.dtype)
 
 
 class Score(NamedTuple):

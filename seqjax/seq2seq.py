@@ -5,12 +5,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from seqjax import pooling
 from seqjax.layers import affine
-from seqjax.types import Array, Float, Int, PRNGKey, PyTree, Scalar
+from seqjax.types import Array, Float, Int, PRNGKey, PyTree, Scalar, wide
 
 
 def last_output(
@@ -87,12 +86,12 @@ def pointer_generator(
     >>> print(p.round(3))
     [[[0.25 0.5  0.25]]]
     """
-    wide = np.promote_types(logits.dtype, np.float32)  # numpy's: jax's refuses to mix dtypes under strict promotion
-    gate = gate.astype(wide)[..., None]
-    generated = jax.nn.log_sigmoid(gate) + jax.nn.log_softmax(logits.astype(wide), axis=-1)
+    dtype = wide(logits.dtype)
+    gate = gate.astype(dtype)[..., None]
+    generated = jax.nn.log_sigmoid(gate) + jax.nn.log_softmax(logits.astype(dtype), axis=-1)
     generated = jnp.pad(generated, ((0, 0), (0, 0), (0, n_extra)), constant_values=-jnp.inf)
     nothing = jnp.zeros_like(generated)
-    copied = jax.vmap(lambda p, ids, a: p.at[:, ids].add(a))(nothing, source, weights.astype(wide))
+    copied = jax.vmap(lambda p, ids, a: p.at[:, ids].add(a))(nothing, source, weights.astype(dtype))
     some = copied > 1e-30
     copied = jnp.where(some, jnp.log(jnp.where(some, copied, 1)), math.log(1e-30))
     return jnp.logaddexp(generated, jax.nn.log_sigmoid(-gate) + copied)
@@ -129,7 +128,7 @@ def scheduled_inputs(
         (state, token), (t, true) = carry, following
         state, logits = lax.stop_gradient(step(state, token))  # here, or the backward pass would keep every state
         key_coin, key_token = jax.random.split(jax.random.fold_in(key, t))
-        logits = logits.astype(np.promote_types(logits.dtype, np.float32))
+        logits = logits.astype(wide(logits.dtype))
         drawn = jax.random.categorical(key_token, logits).astype(true.dtype)
         token = jnp.where(jax.random.bernoulli(key_coin, jnp.asarray(rate, jnp.float32), true.shape), drawn, true)
         return (state, token), token

@@ -11,6 +11,7 @@ Annotations are checked in the tests only (jaxtyping with beartype); without jax
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jax import Array
 
 try:
@@ -33,4 +34,13 @@ if TYPE_CHECKING:
 else:
     Size = Any  # of an axis: an int, or a letter where jax.export leaves it open
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "PRNGKey", "Params", "PyTree", "Scalar", "Size"]
+
+def wide(dtype: Any) -> np.dtype:
+    """The dtype of sums over many numbers: at least float32.
+
+    It is NumPy's answer: under strict promotion JAX's function refuses to mix dtypes.
+    """
+    return np.promote_types(dtype, np.float32)
+
+
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "PRNGKey", "Params", "PyTree", "Scalar", "Size", "wide"]

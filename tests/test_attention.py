@@ -15,6 +15,7 @@ import seqjax.attention
 from seqjax import positions
 from seqjax.attention import attention_weights, dot_product_attention
 from seqjax.errors import InputError
+from tests.test_models import compilations
 
 B, T, S, N, K, D, E = 2, 11, 7, 4, 2, 3, 5
 RNG = np.random.default_rng(0)
@@ -260,7 +261,27 @@ def test_initial_variance_is_that_of_the_inputs(key):
         assert 0.8 < jnp.std(y) < 1.2
 
 
+def test_a_call_outside_of_jit_compiles_once():
+    q = jnp.ones((1, 40, 2, 4))
+    attend = partial(dot_product_attention, q, q, q, causal=True, implementation="chunked")
+    slope = jax.grad(lambda q: jnp.sum(dot_product_attention(q, q, q, implementation="chunked")))
+    attend(), slope(q)
+    with compilations() as compiled:
+        attend(), slope(q)
+    assert [event for event in compiled if "backend" in event] == []
+
+
 # --- bad input
+
+
+def test_a_traced_value_in_a_closure_is_refused():
+    q = jnp.ones((1, 40, 2, 4))
+
+    def loss(s):
+        return jnp.sum(dot_product_attention(q, q, q, score_mod=lambda z, *_: z * s, implementation="chunked"))
+
+    with pytest.raises(InputError, match=r"score_mod closes over a traced value.*score_args"):
+        jax.grad(loss)(2.0)
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,7 @@ def test_rows_may_be_sharded(table, key, kind):
     ("options", "message"),
     [
         ({"temperature": -1.0}, "temperature=-1.0; it must be at least 0"),
+        ({"temperature": np.inf}, "temperature=inf; it must be at least 0 and finite"),
         ({"temperature": jnp.array([1.0, np.nan])}, r"temperature=\[ *1. nan\]; it must be at least 0"),
         ({"temperature": jnp.ones(3)}, r"temperature must be a scalar or have the shape \(2,\)"),
         ({"top_k": 0}, "top_k=0; it must be at least 1 and whole"),
@@ -272,13 +273,23 @@ def test_rows_may_be_sharded(table, key, kind):
         ({"top_p": 1.1}, "top_p=1.1; it must be above 0 and at most 1"),
         ({"min_p": -0.1}, "min_p=-0.1; it must be from 0 to 1"),
         ({"min_p": 2}, "min_p=2; it must be from 0 to 1"),
-        ({"max_length": 0}, "max_length must be at least 1, not 0"),
+        ({"max_length": 0}, "max_length=0; it must be at least 1"),
         ({"eos": 6}, r"eos must be a token id in \[0, 6\), not 6"),
     ],
 )
 def test_bad_options(table, key, options, message):
     with pytest.raises(InputError, match=message):
         sample(bigram, table, jnp.int32(0), table[:2], key, **{"max_length": 3, **options})
+
+
+def test_nothing_may_be_scored_and_no_row_searched(table):
+    state, none = jnp.int32(0), jnp.zeros((2, 0), jnp.int32)
+    assert decoding.score(bigram, table, state, table[:2], none, jnp.zeros(2, jnp.int32)).shape == (2, 0)
+    expected = greedy(bigram, table, state, table[:2], max_length=3)
+    found = greedy(bigram, table, state, table[:2], max_length=3, constraints=decoding.Constraints(prefix=none))
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    beams = decoding.beam_search(bigram, table, state, table[:0], max_length=3, beam_size=2)
+    assert beams.tokens.shape == (0, 1, 3)
 
 
 def test_bad_logits(table):

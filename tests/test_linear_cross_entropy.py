@@ -180,6 +180,7 @@ def total_of(hidden, table, bias, where, targets):
 @pytest.mark.parametrize(("kind", "chunk"), [(AxisType.Auto, 6), (AxisType.Auto, 8), (AxisType.Explicit, 6)])
 def test_batches_may_be_sharded(key, kind, chunk, monkeypatch):
     monkeypatch.setattr(kernel, "_CHUNK", chunk)
+    kernel._compiled_total.clear_cache()  # of programs for other chunks
     arguments = make(key)
     loss = jax.jit(jax.value_and_grad(total_of, argnums=(0, 1, 2, 3)))
     expected = loss(*arguments)

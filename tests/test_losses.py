@@ -108,6 +108,19 @@ def test_excluded_classes_cost_nothing_without_smoothing():
         np.testing.assert_allclose(gradient, [[-0.5, 0.5, 0]], atol=1e-6)
 
 
+def test_the_gradient_of_smoothing_holds_at_0():
+    logits, targets = jnp.array([[1.0, 5.0, -2.0]]), jnp.array([1])
+    slope = jax.grad(lambda s: cross_entropy(logits, targets, label_smoothing=s)[0])(jnp.float32(0))
+    np.testing.assert_allclose(slope, 5.0 - np.mean([1.0, 5.0, -2.0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_classes", [200, 256])
+def test_narrow_targets_do_not_wrap_around(n_classes):
+    logits = jnp.zeros((2, n_classes))
+    assert np.isnan(cross_entropy(logits, jnp.array([-1, 3], jnp.int8))[0])
+    np.testing.assert_allclose(cross_entropy(logits, jnp.array([7, 3], jnp.int8))[0], 2 * np.log(n_classes), rtol=1e-6)
+
+
 def test_options_may_be_traced_and_mapped(batch):
     study = jax.jit(jax.vmap(lambda s, z: cross_entropy(*batch, label_smoothing=s, z_loss=z)[0]))
     options = jnp.array([0.0, 0.1, 0.3]), jnp.array([1e-3, 0.0, 1e-2])
@@ -340,5 +353,7 @@ def test_coverage_is_the_sum_of_what_was_seen_before():
     total, weight = coverage(jnp.asarray(attention, jnp.float32), where=jnp.asarray(where, bool))
     np.testing.assert_allclose(total, expected, rtol=1e-6)
     assert weight == 5
+    long = coverage(jnp.full((1, 4100, 2), 0.5, jnp.bfloat16))  # a sum in bfloat16 comes to a standstill
+    assert (float(long[0]), float(long[1])) == (4099, 4100)
     with pytest.raises(InputError, match=r"attention must be \[B, T, S\] and where \[B, T\], not \(2, 3, 4\)"):
         coverage(jnp.asarray(attention, jnp.float32), where=jnp.ones((2, 4)))

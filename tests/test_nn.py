@@ -11,7 +11,7 @@ import seqjax
 from seqjax import nn
 from seqjax.cells import CELLS
 from seqjax.errors import InputError
-from seqjax.layers import dropout
+from seqjax.layers import affine, dropout
 from seqjax.scores import attend, dot
 from seqjax.seq2seq import covered_additive
 from tests.oracles import random_like
@@ -163,6 +163,18 @@ def test_initial_is_what_no_carry_means(cell, key):
     carry, given, default = both(params)
     assert not any(np.any(leaf) for leaf in leaves(carry))
     jax.tree.map(np.testing.assert_array_equal, given, default)
+
+
+def test_the_gradient_of_a_bias_is_a_sum_over_all_rows_in_bfloat16_too():
+    x, w = jnp.ones((4, 2048, 3), jnp.bfloat16), jnp.ones((3, 2))
+    slope = jax.jit(jax.grad(lambda b: jnp.sum(affine(x, w, b).astype(jnp.float32))))(jnp.zeros(2))
+    assert slope.tolist() == [8192, 8192]
+
+
+def test_dropout_refuses_what_is_no_rate(key):
+    for rate in (-0.5, 1.5):
+        with pytest.raises(InputError, match=f"dropout rate={rate}; it must be from 0 to 1"):
+            dropout(key, jnp.ones(3), rate)
 
 
 def test_embed_and_dense(key):

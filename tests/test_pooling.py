@@ -99,6 +99,16 @@ def test_gradients_are_finite_and_none_goes_to_padding(x64):
     np.testing.assert_allclose(np.sum(clean * direction), numerical, rtol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+def test_lengths_of_any_type(dtype):
+    xs, lengths = jnp.arange(300.0).reshape(1, 300, 1), jnp.array([5], dtype)
+    assert pooling.kept(lengths, 300).sum() == 5
+    assert [pooling.last(xs, lengths).item(), pooling.mean(xs, lengths).item()] == [4, 2]
+    assert max_over_time(xs, [Filters(jnp.ones((3, 1, 1)), jnp.zeros(1))], lengths) == 2 + 3 + 4
+    beyond = jnp.array([400], jnp.int32)
+    assert [pooling.last(xs, beyond).item(), pooling.mean(xs, beyond).item()] == [299, 149.5]
+
+
 def test_bfloat16_stays_and_statistics_are_wider():
     xs, lengths = jnp.ones((1, 300, 2), jnp.bfloat16), jnp.array([300])
     mean, weights = jax.jit(lambda xs: (pooling.mean(xs, lengths), pooling.attention(xs, xs[..., 0], lengths)[1]))(xs)

@@ -709,6 +709,10 @@ def test_zoneout_of_one_keeps_the_state_and_its_rate_may_be_traced(key):
         seqjax.unroll(seqjax.CELLS["min_gru"], problem(seqjax.CELLS["min_gru"], jnp.float32)[0], xs, h_mask=carry.h)
     with pytest.raises(ValueError, match=r"h_mask has shape \[4, 5\]; it must be \[4, 6\]"):
         seqjax.unroll(elman.CELL, params, xs, h_mask=jnp.ones((B, H - 1)))
+    with pytest.raises(ValueError, match="h_mask has dtype bool; it must hold factors"):
+        seqjax.unroll(elman.CELL, params, xs, h_mask=jnp.ones((B, H), bool))
+    with pytest.raises(ValueError, match=r"zoneout=1.5; it must be from 0 to 1"):
+        seqjax.unroll(elman.CELL, params, xs, zoneout=1.5, key=key)
     lru = seqjax.CELLS["lru"]
     with pytest.raises(ValueError, match="output of cell 'lru' is not its hidden state"):
         seqjax.unroll(lru, problem(lru, jnp.float32)[0], xs, zoneout=0.1)
@@ -725,9 +729,49 @@ def test_closing_over_a_traced_value():
         cell = elman.CELL._replace(name="closing", pointwise=pointwise)
         return jnp.sum(seqjax.unroll(cell, params, xs, implementation=implementation)[1])
 
-    with pytest.raises(ValueError, match=r"'closing'.*close over a traced value.*field of the cell's Params"):
+    def projecting(gain):
+        cell = elman.CELL._replace(name="closing", project=lambda params, xs: gain * (xs @ params.w_x))
+        return jnp.sum(seqjax.unroll(cell, params, xs, implementation="fused")[1])
+
+    message = r"'closing'.*close over a traced value.*field of the cell's Params"
+    with pytest.raises(ValueError, match=message):
         jax.grad(loss)(1.0, "fused")
+    with pytest.raises(ValueError, match=message):
+        jax.grad(projecting)(1.0)
     assert jnp.isfinite(jax.grad(loss)(1.0, "scan"))
+
+
+@pytest.mark.parametrize("name", list(seqjax.CELLS))
+def test_weights_may_be_made_in_bfloat16(name):
+    params = seqjax.CELLS[name].init(jax.random.key(0), 4, 300, dtype=jnp.bfloat16)
+    for leaf in jax.tree.leaves(params):
+        assert leaf.dtype == jnp.bfloat16
+        assert jnp.all(jnp.isfinite(leaf))
+
+
+@pytest.mark.parametrize("name", ["gru", "min_gru"])
+def test_gradients_of_vectors_are_sums_over_all_steps_in_bfloat16_too(name):
+    cell, xs = seqjax.CELLS[name], jax.random.normal(jax.random.key(1), (1024, 8, 3))
+
+    def gradient(params, xs):
+        return jax.jit(jax.grad(lambda params: jnp.sum(seqjax.unroll(cell, params, xs)[1].astype(jnp.float32))))(params)
+
+    params = cell.init(jax.random.key(0), 3, 4)
+    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    expected, found = gradient(params, xs), gradient(low, xs.astype(jnp.bfloat16))
+    for field in set(params._fields) & {"b", "b_h"}:
+        exact = np.asarray(getattr(expected, field))
+        error = np.asarray(getattr(found, field), np.float32) - exact
+        assert np.abs(error).max() < 0.05 * np.abs(exact).max()
+
+
+def test_what_fits_no_carry_and_no_cell_is_refused(key):
+    params, xs, _, _ = problem(elman.CELL, jnp.float32)
+    with pytest.raises(ValueError, match=r"carry is .*; with these params and xs it must be"):
+        seqjax.step(elman.CELL, params, jnp.zeros((B, H)), xs[0])
+    min_gru = seqjax.CELLS["min_gru"]
+    with pytest.raises(ValueError, match=r"weight_drop=0.5: cell 'min_gru' has no recurrent matrix"):
+        seqjax.stack(min_gru, [problem(min_gru, jnp.float32)[0]], xs, weight_drop=0.5, key=key)
 
 
 @pytest.mark.parametrize(

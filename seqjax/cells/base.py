@@ -60,11 +60,11 @@ def zeros(zx_t: Float[Array, "*B n"], size: int) -> Float[Array, "*B size"]:
 
 def input_matrix(key: PRNGKey, d_in: int, d_hidden: int, gates: int, dtype) -> Float[Array, "d_in n"]:
     """Normal entries of variance 1/d_in, so that a projected unit-variance input has unit variance."""
-    return jax.nn.initializers.lecun_normal()(key, (d_in, gates * d_hidden), dtype)
+    return jax.nn.initializers.lecun_normal()(key, (d_in, gates * d_hidden), state_dtype(dtype)).astype(dtype)
 
 
 def recurrent_matrix(key: PRNGKey, d_hidden: int, gates: int, dtype) -> Float[Array, "d_hidden n"]:
     """One orthogonal block per gate, which keeps the norm of the state over time (Saxe et al., 2014)."""
     orthogonal = jax.nn.initializers.orthogonal()
-    blocks = [orthogonal(k, (d_hidden, d_hidden), dtype) for k in jax.random.split(key, gates)]
-    return jnp.concatenate(blocks, axis=1)
+    blocks = [orthogonal(k, (d_hidden, d_hidden), state_dtype(dtype)) for k in jax.random.split(key, gates)]
+    return jnp.concatenate(blocks, axis=1).astype(dtype)  # narrower numbers have no QR decomposition

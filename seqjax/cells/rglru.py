@@ -41,11 +41,12 @@ AXES = Params._make((P("embed", "gates"), P("gates"), P("gates")))  # w_x, b, g_
 def init(key: PRNGKey, d_in: int, d_hidden: int, *, dtype=jnp.float32) -> Params:
     """Fan-in scaled input weights, zero bias, ``g_a`` such that a is uniform in [0.9, 0.999) where the gate is open."""
     key_x, key_a = jax.random.split(key)
-    a = jax.random.uniform(key_a, (d_hidden,), dtype, minval=0.9, maxval=0.999)
+    # In bfloat16, 0.999 would be 1.
+    a = jax.random.uniform(key_a, (d_hidden,), state_dtype(dtype), minval=0.9, maxval=0.999)
     return Params(
         w_x=input_matrix(key_x, d_in, d_hidden, 3, dtype),
         b=jnp.zeros(3 * d_hidden, dtype),
-        g_a=jnp.log(jnp.expm1(-jnp.log(a) / SHARPNESS)),  # the inverse of softplus
+        g_a=jnp.log(jnp.expm1(-jnp.log(a) / SHARPNESS)).astype(dtype),  # the inverse of softplus
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from seqjax.errors import InputError
-from seqjax.types import Array, Bool, Float, Int
+from seqjax.types import Array, Bool, Float, Int, wide
 
 CHUNK = 8192
 _GROUP = 32
@@ -42,7 +42,7 @@ def unit(x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
     [[0.6 0.8]
      [0.  0. ]]
     """
-    x = x.astype(np.promote_types(x.dtype, np.float32))
+    x = x.astype(wide(x.dtype))
     norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
     return x / jnp.where(norm > 0, norm, 1)
 

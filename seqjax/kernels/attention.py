@@ -19,10 +19,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from seqjax.types import Array
+from seqjax.types import Array, wide
 
 # On 2 CPU cores (AVX-512) 256 beat 512 everywhere, and 128 for long sequences.
 BLOCK = 256
@@ -67,7 +66,7 @@ def scores(
 
 def product(static: Static, q: Array, k: Array) -> Array:
     """scale q·k."""
-    return static.scale * jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=_accumulator(q))
+    return static.scale * jnp.einsum("bkgtd,bksd->bkgts", q, k, preferred_element_type=wide(q.dtype))
 
 
 def modified(static: Static, q_at: Array, k_at: Array, z: Array, bias: Array | None, score_args: tuple) -> Array:
@@ -123,7 +122,7 @@ def _forward(static, inputs, fixed):
 
     def queries(_, i):
         q = _cut(inputs.q, 3, i, static.block_q)
-        row = jnp.zeros_like(q[..., 0], _accumulator(q))
+        row = jnp.zeros_like(q[..., 0], wide(q.dtype))
 
         def keys(j, carry):
             m, total, sums = carry
@@ -245,11 +244,6 @@ def _queries_of(static, fixed, j, n_queries):
     if static.window is not None:
         last = jnp.clip((k_first + static.block_k - 1 + static.window - 1) // static.block_q + 1, 0, n_queries)
     return first, last
-
-
-def _accumulator(x):
-    # numpy's promote_types: jax's refuses to mix dtypes under strict promotion.
-    return np.promote_types(x.dtype, np.float32)
 
 
 def _cut(x, axis, i, size):

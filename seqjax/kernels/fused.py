@@ -39,7 +39,7 @@ from seqjax.kernels.stepping import (
     zeros_like,
 )
 from seqjax.layers import flat
-from seqjax.types import Array, Bool, Float, PyTree
+from seqjax.types import Array, Bool, Float, PyTree, wide
 
 
 class _Plan(NamedTuple):
@@ -65,19 +65,21 @@ def fused(
 ):
     """Run the recurrence with its own derivative."""
     zx_t = jax.eval_shape(functools.partial(project, cell), params, xs[0])
-    _reject_closures(cell, params, carry, zx_t)
+    _reject_closures(cell, params, carry, xs[0], zx_t)
     every = chunk_length(xs.shape[0], zx_t.size) if checkpoint_every is None else checkpoint_every
     plan = _Plan(cell, reverse, every, checkpoint_every is not None, _uses_only_sum(cell, params, carry, zx_t))
     return _recurrence(plan, params, start, carry, xs, valid, resets)
 
 
-def _reject_closures(cell: Cell, params, carry, zx_t) -> None:
+def _reject_closures(cell: Cell, params, carry, x, zx_t) -> None:
     """A traced value that a cell's functions close over would get no gradient: say so instead."""
     consts = jax.make_jaxpr(functools.partial(advance, cell))(params, carry, zx_t).consts
+    if cell.project is not None:
+        consts += jax.make_jaxpr(cell.project)(params, x).consts
     if any(isinstance(const, Tracer) for const in consts):
         raise ValueError(
-            f"the functions of cell {cell.name!r} (pointwise, second or hidden) close over a traced value, which "
-            "implementation='fused' cannot differentiate; make it a field of the cell's Params, or use "
+            f"the functions of cell {cell.name!r} (pointwise, second, hidden or project) close over a traced value, "
+            "which implementation='fused' cannot differentiate; make it a field of the cell's Params, or use "
             "implementation='scan'."
         )
 
@@ -149,8 +151,10 @@ def _recurrence_bwd(plan: _Plan, residuals, cotangents):
     dcarry, dys = cotangents
     like = jax.tree.leaves(dcarry)[0]
     # A row of its own for every parameter vector: their gradients add up elementwise inside the loop and are reduced
-    # over the batch once, after it (and over devices, where the batch is sharded).
-    rest_rows, sum_rows = jax.vjp(lambda rest: jax.tree.map(lambda v: _rows(v, like), rest), without_matrices(params))
+    # over the batch once, after it (and over devices, where the batch is sharded); as all sums in at least float32.
+    rest_rows, sum_rows = jax.vjp(
+        lambda rest: jax.tree.map(lambda v: _rows(v.astype(wide(v.dtype)), like), rest), without_matrices(params)
+    )
 
     def chunk(state, inputs, entry):
         state, dparams = state

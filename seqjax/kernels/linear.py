@@ -65,6 +65,12 @@ def linear_recurrence(
     h0 = jax.tree.map(lambda h, u: h + jnp.zeros_like(u[0]), h0, u)
     if run is None:
         run = loop if jax.default_backend() == "cpu" else associative
+    return _compiled(run, a, u, h0, reverse)
+
+
+# jit, so that a call outside of jit compiles once and not at every call.
+@functools.partial(jax.jit, static_argnames=("run", "reverse"))
+def _compiled(run, a, u, h0, reverse):
     return _recurrence(run, a, u, h0, reverse, False)[1]
 
 

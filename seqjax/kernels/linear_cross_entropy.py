@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 
 from seqjax.errors import InputError
 from seqjax.kernels.rules import spread
-from seqjax.types import Array
+from seqjax.types import Array, wide
 
 # Measured on two cores with the shapes of experiments/bench/linear_cross_entropy.py: 64 tokens a chunk took 9 % longer
 # than 128, since every chunk reads and writes all of dtable; 256 took 5 % less, and twice the memory. Blocks of 256 to
@@ -80,11 +80,11 @@ def linear_cross_entropy(
     """
     check(targets, where)
     check_linear(hidden, table, targets, bias)
-    dtype = np.promote_types(hidden.dtype, np.float32)
+    dtype = wide(hidden.dtype)
     weight, index = weights(targets, where, len(table), dtype)
     smoothing, z = jnp.asarray(label_smoothing, dtype), jnp.asarray(z_loss, dtype)
     flat = hidden.reshape(index.size, hidden.shape[-1]), table, bias, weight.reshape(-1), smoothing, z
-    return _total(index.reshape(-1).astype(jnp.int32), *_alike(*flat)), jnp.sum(weight)
+    return _compiled_total(index.reshape(-1), *_alike(*flat)), jnp.sum(weight)
 
 
 def count_chunks(tokens: int, vocabulary: int) -> tuple[int, int]:
@@ -140,9 +140,15 @@ def weighted_sum(stats: tuple[Array, Array, Array], weight: Array, smoothing: Ar
     """Σ weight · loss, of the statistics of each token."""
     lse, target, mean = stats
     # Without smoothing, a logit of -inf must not meet 0 · -inf.
-    uniform = jnp.where(smoothing == 0, 0, smoothing * mean)
-    loss = lse - (1 - smoothing) * target - uniform + z * jnp.square(lse)
+    uniform = jnp.where((smoothing == 0) & ~jnp.isfinite(mean), 0, mean)
+    loss = lse - (1 - smoothing) * target - smoothing * uniform + z * jnp.square(lse)
     return jnp.sum(weight * loss)
+
+
+# jit, so that a call outside of jit compiles once and not at every call.
+@jax.jit
+def _compiled_total(*arguments: Array | None) -> Array:
+    return _total(*arguments)
 
 
 @jax.custom_vjp
@@ -234,9 +240,7 @@ def _gradients(logits, lse, hidden, matrix, gradients, index, weight, smoothing,
 
 def _scores(hidden: Array, matrix: Array, bias: Array | None) -> Array:
     """``hidden matrixᵀ + bias``, at least float32."""
-    scores = lax.dot_general(
-        hidden, matrix, (((1,), (1,)), ((), ())), preferred_element_type=np.promote_types(hidden.dtype, np.float32)
-    )
+    scores = lax.dot_general(hidden, matrix, (((1,), (1,)), ((), ())), preferred_element_type=wide(hidden.dtype))
     return scores if bias is None else scores + jnp.broadcast_to(bias.astype(scores.dtype), scores.shape)
 
 
@@ -299,6 +303,7 @@ def check_linear(hidden: Array, table: Array, targets: Array, bias: Array | None
 def weights(targets: Array, where: Array | None, vocabulary: int, dtype) -> tuple[Array, Array]:
     """Each token's weight, and the class to look up: 0 where the weight is 0, V (which gives NaN) for negative ones."""
     weight = jnp.ones_like(targets, dtype) if where is None else where.astype(dtype)
+    targets = targets.astype(jnp.int32)  # a narrow type may not hold the size of the vocabulary
     # A negative index would count from the end.
     return weight, jnp.where(weight != 0, jnp.where(targets < 0, vocabulary, targets), 0)
 

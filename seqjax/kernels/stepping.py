@@ -6,6 +6,7 @@ from jax import lax
 
 from seqjax.cells import Cell
 from seqjax.kernels.rules import steps_per_iteration
+from seqjax.layers import biased
 from seqjax.types import Array, Bool, Float, PyTree, Size
 
 MATRICES = ("w_x", "w_h", "w_g", "w_o")
@@ -25,7 +26,7 @@ def project(cell: Cell, params, xs: Float[Array, "*T B D"]) -> Float[Array, "*T 
 
 def add_bias(params, zx: Float[Array, "*T B n"]) -> Float[Array, "*T B n"]:
     """zx + b, the second half of the default projection."""
-    return zx + jnp.broadcast_to(params.b.astype(zx.dtype), zx.shape)
+    return biased(zx, params.b)
 
 
 def product(x: Float[Array, "*B n"], w: Float[Array, "n m"]) -> Float[Array, "*B m"]:

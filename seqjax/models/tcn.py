@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from seqjax import pooling
-from seqjax.layers import affine
+from seqjax.layers import affine, biased
 from seqjax.models.series import Readout, check_sizes, read_out
 from seqjax.nn import Dense
 from seqjax.transformer import dropper
@@ -131,4 +131,4 @@ def convolve(params: Filters, x: Float[Array, "B T D"], dilation: int) -> Float[
     for k in range(kernel):
         shift = (kernel - 1 - k) * dilation
         y += jnp.pad(responses[..., k * n : (k + 1) * n], ((0, 0), (shift, 0), (0, 0)))[:, : x.shape[1]]
-    return y + jnp.broadcast_to(params.b.astype(y.dtype), y.shape)
+    return biased(y, params.b)
