@@ -50,7 +50,10 @@ def affine(x: Float[Array, "*B D"], w: Float[Array, "D E"], b: Float[Array, "E"]
     return y if b is None else biased(y, b)
 
 
-def biased(y: Float[Array, "*B E"], b: Float[Array, "E"]) -> Float[Array, "*B E"]:
-    """y + b, in the dtype of y. The gradient of b, a sum over all rows, is made in at least float32."""
+def biased(y: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+    """y + b for every row, y [*B, *E] and b [*E], in the dtype of y.
+
+    The gradient of b, a sum over all rows, is made in at least float32.
+    """
     dtype = wide(y.dtype)
     return (y.astype(dtype) + jnp.broadcast_to(b.astype(dtype), y.shape)).astype(y.dtype)

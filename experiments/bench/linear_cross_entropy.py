@@ -17,6 +17,7 @@ from collections.abc import Callable
 import jax
 
 from seqjax import losses
+from seqjax.memory import keep_freed_memory
 
 SHAPES = ((8, 128, 256, 32768), (4, 64, 512, 32768), (32, 35, 200, 10000), (12, 64, 128, 65))
 
@@ -53,6 +54,7 @@ def measure(programs: dict[str, Callable], arguments: tuple, rounds: int) -> dic
 
 
 def main() -> None:
+    keep_freed_memory()  # as every experiment does; it serves the others as well
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=[",".join(map(str, shape)) for shape in SHAPES])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])

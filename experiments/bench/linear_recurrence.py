@@ -21,6 +21,7 @@ from jax import lax
 from experiments.bench.recurrence import geometric_mean, measure, versions
 from seqjax.kernels.linear import associative as tree
 from seqjax.kernels.linear import linear_recurrence, loop
+from seqjax.memory import keep_freed_memory
 
 SHAPES = ((8, 4096, 256), (1, 16384, 64), (32, 512, 256), (8, 1024, 64), (64, 128, 512), (1, 4096, 1024))
 RIVAL = "associative"
@@ -78,6 +79,7 @@ def contenders(shape: tuple[int, ...], pair: bool) -> dict[str, dict[str, Callab
 
 
 def main() -> None:
+    keep_freed_memory()  # as every experiment does; it serves the others as well
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=[",".join(map(str, shape)) for shape in SHAPES])
     parser.add_argument("--pair", action="store_true", help="complex numbers")

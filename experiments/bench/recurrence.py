@@ -29,6 +29,7 @@ import numpy as np
 from flax import linen, nnx
 
 import seqjax
+from seqjax.memory import keep_freed_memory
 
 SHAPES = (
     (32, 128, 256, 256),
@@ -166,6 +167,7 @@ def geometric_mean(ratios: list[float]) -> float:
 
 
 def main() -> None:
+    keep_freed_memory()  # as every experiment does; it serves the others as well
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cells", nargs="+", default=["lstm", "gru"], choices=list(NNX_CELLS))
     parser.add_argument("--shapes", nargs="+", default=[",".join(map(str, shape)) for shape in SHAPES])

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 import seqjax
 from experiments.bench.recurrence import SHAPES, compile_all, geometric_mean, measure, versions
+from seqjax.memory import keep_freed_memory
 
 
 def gradient_call(loss, *arguments):
@@ -72,6 +73,7 @@ def members(cell, rounds):
 
 
 def main() -> None:
+    keep_freed_memory()  # as every experiment does; it serves the others as well
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cells", nargs="+", default=["lstm", "gru"], choices=list(seqjax.CELLS))
     parser.add_argument("--shapes", nargs="+", default=[",".join(map(str, shape)) for shape in SHAPES])

@@ -176,6 +176,7 @@ def _backward(plan: _Plan, params, rest_rows, state, inputs, saved, dys):
     """One chunk, back in time: the loop's state, the gradients of the matrices and of ``project``, and dxs."""
     cell, (xs, valid, resets), (befores, products) = plan.cell, inputs, saved
     w_h_transposed: PyTree = None if getattr(params, "w_h", None) is None else params.w_h.T
+    by_row = functools.partial(_by_row, without_matrices(params))
 
     def body(state, products, inputs):
         dcarry, drest, dstart = state
@@ -184,12 +185,12 @@ def _backward(plan: _Plan, params, rest_rows, state, inputs, saved, dys):
         dafter = select(keep, dcarry, zeros_like(dcarry))
         dy = select(keep, dy, zeros_like(dy))
 
-        _, pull = jax.vjp(_by_row(cell.pointwise), rest_rows, before, zx_t, *products)
+        _, pull = jax.vjp(by_row(cell.pointwise), rest_rows, before, zx_t, *products)
         drest_t, dbefore, dzx, dzh, *dzg = pull((dafter, dy))
         drest = add(drest, drest_t)
         g = None
         if cell.second is not None:
-            g, pull = jax.vjp(_by_row(cell.second), rest_rows, before, zx_t, products[0])
+            g, pull = jax.vjp(by_row(cell.second), rest_rows, before, zx_t, products[0])
             more = pull(product(dzg[0], params.w_g.T).astype(g.dtype))
             drest, dbefore, dzx, dzh = add((drest, dbefore, dzx, dzh), more)
             g = g.astype(zx_t.dtype)
@@ -249,10 +250,14 @@ def _rows(vector: Float[Array, "*n"], like: Float[Array, "B m"]) -> Float[Array,
     return jnp.broadcast_to(vector[None], shape) + jnp.broadcast_to(jnp.zeros_like(batch, vector.dtype), shape)
 
 
-def _by_row(function):
-    """``function`` with batched parameters as its first argument; each row still sees a batch, of one."""
+def _by_row(own, function):
+    """``function`` with batched parameters as its first argument, cast to the dtypes of its ``own``.
+
+    Each row still sees a batch, of one.
+    """
 
     def mapped(rest, *inputs):
+        rest = jax.tree.map(lambda a, like: a.astype(like.dtype), rest, own)
         single = jax.tree.map(lambda a: a[:, None], inputs)
         return jax.tree.map(lambda a: a[:, 0], jax.vmap(function)(rest, *single))
 

@@ -53,4 +53,4 @@ def entropy(texts: Iterable[Sequence[Hashable]]) -> float:
     """
     counts = Counter(token for text in texts for token in text)
     shares = [count / counts.total() for count in counts.values()]
-    return sum(p * math.log2(1 / p) for p in shares) if counts else math.nan
+    return 0.0 - sum(p * math.log2(p) for p in shares) if counts else math.nan
