@@ -118,10 +118,11 @@ def beam_search(
     Raises:
       InputError: an option is out of range or does not fit.
 
+    >>> import numpy as np
     >>> bigram = lambda params, state, tokens: (state, params[tokens])
     >>> table = jnp.log(jnp.array([[0.0, 0.6, 0.4, 0.0], [0.0, 0.3, 0.3, 0.4], [0.0, 0.1, 0.0, 0.9], [1.0, 0, 0, 0]]))
     >>> beams = beam_search(bigram, table, (), table[:1], max_length=3, eos=3, beam_size=2, n_best=2)
-    >>> print(beams.tokens[0], jnp.exp(beams.scores[0]).round(2))
+    >>> print(beams.tokens[0], np.exp(beams.scores[0]).round(2))
     [[2 3 0]
      [1 3 0]] [0.36 0.24]
     """
