@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Cell(NamedTuple):
@@ -48,23 +48,18 @@ def rows(vector: Float[Array, "n"], like: Float[Array, "*B n"]) -> Float[Array, 
     return jnp.broadcast_to(vector.astype(like.dtype), like.shape)
 
 
-def state_dtype(dtype) -> jnp.dtype:
-    """The dtype of a carry: at least float32, so that bfloat16 compute does not erode the state over time."""
-    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
 def zeros(zx_t: Float[Array, "*B n"], size: int) -> Float[Array, "*B size"]:
     """A carry of zeros that inherits batch shape, sharding and varying axes from a projected slice."""
-    return jnp.zeros_like(zx_t[..., :size], dtype=state_dtype(zx_t.dtype))
+    return jnp.zeros_like(zx_t[..., :size], dtype=wide(zx_t.dtype))
 
 
 def input_matrix(key: PRNGKey, d_in: int, d_hidden: int, gates: int, dtype) -> Float[Array, "d_in n"]:
     """Normal entries of variance 1/d_in, so that a projected unit-variance input has unit variance."""
-    return jax.nn.initializers.lecun_normal()(key, (d_in, gates * d_hidden), state_dtype(dtype)).astype(dtype)
+    return jax.nn.initializers.lecun_normal()(key, (d_in, gates * d_hidden), wide(dtype)).astype(dtype)
 
 
 def recurrent_matrix(key: PRNGKey, d_hidden: int, gates: int, dtype) -> Float[Array, "d_hidden n"]:
     """One orthogonal block per gate, which keeps the norm of the state over time (Saxe et al., 2014)."""
     orthogonal = jax.nn.initializers.orthogonal()
-    blocks = [orthogonal(k, (d_hidden, d_hidden), state_dtype(dtype)) for k in jax.random.split(key, gates)]
+    blocks = [orthogonal(k, (d_hidden, d_hidden), wide(dtype)) for k in jax.random.split(key, gates)]
     return jnp.concatenate(blocks, axis=1).astype(dtype)  # narrower numbers have no QR decomposition

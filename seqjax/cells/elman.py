@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -60,7 +60,7 @@ def make(nonlinearity: Callable[[Array], Array] = jnp.tanh, name: str = "elman")
 
     def pointwise(rest, carry, zx, zh):
         """h = φ(zx + zh)."""
-        state = state_dtype(zx.dtype)
+        state = wide(zx.dtype)
         h = nonlinearity(zx.astype(state) + zh.astype(state))
         return Carry(h), h.astype(zx.dtype)
 

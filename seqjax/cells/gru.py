@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, rows, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, rows, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -60,7 +60,7 @@ def hidden(carry: Carry) -> Float[Array, "*B H"]:
 
 def pointwise(rest: Params, carry: Carry, zx: Float[Array, "*B GH"], zh: Float[Array, "*B GH"]):
     """h = (1 - z) n + z h."""
-    state = state_dtype(zx.dtype)
+    state = wide(zx.dtype)
     zh = zh.astype(state)
     x_r, x_z, x_n = jnp.split(zx.astype(state), 3, axis=-1)
     h_r, h_z, h_n = jnp.split(zh + rows(rest.b_h, zh), 3, axis=-1)

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -59,7 +59,7 @@ def hidden(carry: Carry) -> Float[Array, "*B H"]:
 
 def _gates(zx, zh):
     """r = σ(zx_r + zh_r), z = σ(zx_z + zh_z), and x_n."""
-    state = state_dtype(zx.dtype)
+    state = wide(zx.dtype)
     x_r, x_z, x_n = jnp.split(zx.astype(state), 3, axis=-1)
     h_r, h_z = jnp.split(zh.astype(state), 2, axis=-1)
     return jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z), x_n

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, rows, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, rows, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -55,7 +55,7 @@ def hidden(carry: Carry) -> Float[Array, "*B H"]:
 
 def pointwise(rest: Params, carry: Carry, zx: Float[Array, "*B H"], zh: None):
     """h = relu(zx + g_h h)."""
-    h = jax.nn.relu(zx.astype(state_dtype(zx.dtype)) + rows(rest.g_h, carry.h) * carry.h)
+    h = jax.nn.relu(zx.astype(wide(zx.dtype)) + rows(rest.g_h, carry.h) * carry.h)
     return Carry(h), h.astype(zx.dtype)
 
 

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, rows, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, rows, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -92,7 +92,7 @@ def project(params: Params, xs: Float[Array, "*B D"]) -> Float[Array, "*B GH"]:
 
 def linear(rest: Params, zx: Float[Array, "*B GH"]):
     """a = λ, u = γ B x, each a pair (real part, imaginary part)."""
-    state = state_dtype(zx.dtype)
+    state = wide(zx.dtype)
     real, imag, _ = jnp.split(zx.astype(state), 3, axis=-1)
     radius = jnp.exp(-jnp.exp(rest.b_nu.astype(state)))
     theta = jnp.exp(rest.b_theta.astype(state))

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -59,7 +59,7 @@ def hidden(carry: Carry) -> Float[Array, "*B H"]:
 
 def pointwise(rest: Params, carry: Carry, zx: Float[Array, "*B GH"], zh: Float[Array, "*B GH"]):
     """c = σ(f) c + σ(i) tanh(g); h = σ(o) tanh(c)."""
-    state = state_dtype(zx.dtype)
+    state = wide(zx.dtype)
     i, f, g, o = jnp.split(zx.astype(state) + zh.astype(state), 4, axis=-1)
     c = jax.nn.sigmoid(f) * carry.c + jax.nn.sigmoid(i) * jnp.tanh(g)
     h = jax.nn.sigmoid(o) * jnp.tanh(c)

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, state_dtype, zeros
+from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, zeros
 from seqjax.normalization import layer_norm
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -80,7 +80,7 @@ def project(params: Params, xs: Float[Array, "*B D"]) -> Float[Array, "*B GH"]:
 
 def pointwise(rest: Params, carry: Carry, zx: Float[Array, "*B GH"], zh: Float[Array, "*B GH"]):
     """c = σ(f) c + σ(i) tanh(g); h = σ(o) tanh(g_c LN(c) + b_c)."""
-    state = state_dtype(zx.dtype)
+    state = wide(zx.dtype)
     i, f, g, o = jnp.split(zx.astype(state) + layer_norm(zh.astype(state), rest.g_h), 4, axis=-1)
     c = jax.nn.sigmoid(f) * carry.c + jax.nn.sigmoid(i) * jnp.tanh(g)
     h = jax.nn.sigmoid(o) * jnp.tanh(layer_norm(c, rest.g_c, rest.b_c))

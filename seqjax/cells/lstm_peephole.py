@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, rows, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, rows, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -67,7 +67,7 @@ def hidden(carry: Carry) -> Float[Array, "*B H"]:
 
 def pointwise(rest: Params, carry: Carry, zx: Float[Array, "*B GH"], zh: Float[Array, "*B GH"]):
     """c = σ(f + p_f c) c + σ(i + p_i c) tanh(g); h = σ(o + p_o c) tanh(c)."""
-    state = state_dtype(zx.dtype)
+    state = wide(zx.dtype)
     i, f, g, o = jnp.split(zx.astype(state) + zh.astype(state), 4, axis=-1)
     i = jax.nn.sigmoid(i + rows(rest.p_i, i) * carry.c)
     f = jax.nn.sigmoid(f + rows(rest.p_f, f) * carry.c)

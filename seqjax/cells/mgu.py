@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, recurrent_matrix, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -60,7 +60,7 @@ def hidden(carry: Carry) -> Float[Array, "*B H"]:
 
 def _gate(zx, zh):
     """f = σ(zx_f + zh), and x_n."""
-    state = state_dtype(zx.dtype)
+    state = wide(zx.dtype)
     x_f, x_n = jnp.split(zx.astype(state), 2, axis=-1)
     return jax.nn.sigmoid(x_f + zh.astype(state)), x_n
 

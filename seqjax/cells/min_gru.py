@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -50,7 +50,7 @@ def hidden(carry: Carry) -> Float[Array, "*B H"]:
 
 def linear(rest: Params, zx: Float[Array, "*B GH"]) -> tuple[Float[Array, "*B H"], Float[Array, "*B H"]]:
     """a = 1 - σ(z), u = σ(z) n."""
-    z, n = jnp.split(zx.astype(state_dtype(zx.dtype)), 2, axis=-1)
+    z, n = jnp.split(zx.astype(wide(zx.dtype)), 2, axis=-1)
     return jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * n
 
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -55,7 +55,7 @@ def hidden(carry: Carry) -> Float[Array, "*B H"]:
 
 def linear(rest: Params, zx: Float[Array, "*B GH"]) -> tuple[Float[Array, "*B H"], Float[Array, "*B H"]]:
     """a = f', u = i' n."""
-    f, i, n = jnp.split(zx.astype(state_dtype(zx.dtype)), 3, axis=-1)
+    f, i, n = jnp.split(zx.astype(wide(zx.dtype)), 3, axis=-1)
     # f' = 1 / (1 + σ(i) / σ(f)) = σ(log σ(f) - log σ(i)): the quotient itself is 0 / 0 where both gates are closed.
     log_ratio = jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)
     return jax.nn.sigmoid(log_ratio), jax.nn.sigmoid(-log_ratio) * n

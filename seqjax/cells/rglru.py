@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, rows, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, rows, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 SHARPNESS = 8.0  # the paper's c
 
@@ -42,7 +42,7 @@ def init(key: PRNGKey, d_in: int, d_hidden: int, *, dtype=jnp.float32) -> Params
     """Fan-in scaled input weights, zero bias, ``g_a`` such that a is uniform in [0.9, 0.999) where the gate is open."""
     key_x, key_a = jax.random.split(key)
     # In bfloat16, 0.999 would be 1.
-    a = jax.random.uniform(key_a, (d_hidden,), state_dtype(dtype), minval=0.9, maxval=0.999)
+    a = jax.random.uniform(key_a, (d_hidden,), wide(dtype), minval=0.9, maxval=0.999)
     return Params(
         w_x=input_matrix(key_x, d_in, d_hidden, 3, dtype),
         b=jnp.zeros(3 * d_hidden, dtype),
@@ -62,7 +62,7 @@ def hidden(carry: Carry) -> Float[Array, "*B H"]:
 
 def linear(rest: Params, zx: Float[Array, "*B GH"]) -> tuple[Float[Array, "*B H"], Float[Array, "*B H"]]:
     """a = exp(-8 softplus(g_a) σ(r)), u = √(1 - a²) (σ(i) n)."""
-    state = state_dtype(zx.dtype)
+    state = wide(zx.dtype)
     r, i, n = jnp.split(zx.astype(state), 3, axis=-1)
     log_a = rows(-SHARPNESS * jax.nn.softplus(rest.g_a.astype(state)), r) * jax.nn.sigmoid(r)
     # 1 - a² by expm1, for a is close to 1; kept above 0, where the root has no derivative.

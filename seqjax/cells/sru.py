@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from seqjax.cells.base import Cell, input_matrix, state_dtype, zeros
-from seqjax.types import Array, Float, PRNGKey
+from seqjax.cells.base import Cell, input_matrix, zeros
+from seqjax.types import Array, Float, PRNGKey, wide
 
 
 class Params(NamedTuple):
@@ -53,7 +53,7 @@ def hidden(carry: Carry) -> Float[Array, "*B H"]:
 
 def linear(rest: Params, zx: Float[Array, "*B GH"]) -> tuple[Float[Array, "*B H"], Float[Array, "*B H"]]:
     """a = σ(f), u = (1 - σ(f)) n."""
-    f, _, n, _ = jnp.split(zx.astype(state_dtype(zx.dtype)), 4, axis=-1)
+    f, _, n, _ = jnp.split(zx.astype(wide(zx.dtype)), 4, axis=-1)
     return jax.nn.sigmoid(f), jax.nn.sigmoid(-f) * n
 
 
@@ -66,7 +66,7 @@ def pointwise(rest: Params, carry: Carry, zx: Float[Array, "*B GH"], zh: None):
 
 def readout(params: Params, ys: Float[Array, "*B H"], zx: Float[Array, "*B GH"]) -> Float[Array, "*B H"]:
     """The highway: y = σ(r) h + (1 - σ(r)) s, from the states ``ys``."""
-    state = state_dtype(zx.dtype)
+    state = wide(zx.dtype)
     _, r, _, s = jnp.split(zx.astype(state), 4, axis=-1)
     return (jax.nn.sigmoid(r) * ys.astype(state) + jax.nn.sigmoid(-r) * s).astype(zx.dtype)
 

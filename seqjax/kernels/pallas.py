@@ -27,10 +27,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from seqjax.cells import Cell
-from seqjax.cells.base import state_dtype
 from seqjax.kernels.linear import linear, step
 from seqjax.kernels.stepping import add, product, project, recomputed, without_matrices, zeros_like
-from seqjax.types import Array, Bool, Float, PyTree
+from seqjax.types import Array, Bool, Float, PyTree, wide
 
 STREAM_BYTES = 4 << 20  # VMEM for one block of time of all streamed arrays, of which the pipeline holds two
 MAX_STEPS = 32  # of a block of time
@@ -169,8 +168,8 @@ def _enter(reset: Float[Array, "B one"] | None, start: PyTree, carry: PyTree) ->
 
 def _matmul(x: Float[Array, "B n"], w: Float[Array, "k m"], contract: int) -> Float[Array, "B l"]:
     """x w (contract=0) or x wᵀ (contract=1), summed in at least float32."""
-    wide = state_dtype(x.dtype)
-    return lax.dot_general(x, w, (((1,), (contract,)), ((), ())), preferred_element_type=wide).astype(x.dtype)
+    dimensions = (((1,), (contract,)), ((), ()))
+    return lax.dot_general(x, w, dimensions, preferred_element_type=wide(x.dtype)).astype(x.dtype)
 
 
 def _products(cell: Cell, rest, matrices, before, zx):
