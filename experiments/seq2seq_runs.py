@@ -122,8 +122,7 @@ def ensemble(model: Model) -> Model:
 
     def apply(params, *batch):
         attention, logits = jax.vmap(lambda params: model.apply(params, *batch))(params)
-        log_probs = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - np.log(len(logits)).astype(logits.dtype)
-        return jnp.mean(attention, axis=0), log_probs
+        return jnp.mean(attention, axis=0), decoding.mixture(logits)
 
     prefill = decoding.ensemble(partial(model.apply, method="prefill"))
 

@@ -264,10 +264,19 @@ def ensemble(function: Callable) -> Callable:
         after = members(jax.eval_shape(function, *one, *arguments)[0])
         axes = 0, members(state), *(None for _ in arguments)
         state, logits = jax.vmap(function, in_axes=axes, out_axes=(after, 0))(params, state, *arguments)
-        log_probs = jax.nn.log_softmax(_lift(logits), axis=-1)
-        return state, jax.nn.logsumexp(log_probs, axis=0) - np.log(log_probs.shape[0]).astype(log_probs.dtype)
+        return state, mixture(logits)
 
     return averaged
+
+
+def mixture(logits: Array) -> Array:
+    """``log mean_m softmax(logits_m)``, the mean of the distributions of M models: [M, ..., V] -> [..., V].
+
+    >>> print(jnp.exp(mixture(jnp.log(jnp.array([[0.5, 0.5], [1.0, 0.0]])))))
+    [0.75 0.25]
+    """
+    log_probs = jax.nn.log_softmax(_lift(logits), axis=-1)
+    return jax.nn.logsumexp(log_probs, axis=0) - np.log(log_probs.shape[0]).astype(log_probs.dtype)
 
 
 @partial(jax.jit, static_argnames=("step", "max_length", "eos", "static"))
