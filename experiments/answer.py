@@ -25,8 +25,8 @@ from experiments.answer_tasks import Corpus, Question, in_validation
 from experiments.lm_runs import ExportOptions, write_bundle
 from seqjax import train
 from seqjax.config import Run, newest_run, run_experiment
-from seqjax.data import babi_file, squad_file
-from seqjax.errors import InputError, check_least
+from seqjax.data import babi_file, squad_file, standard_input
+from seqjax.errors import InputError, check_least, check_seeds
 from seqjax.models.span_reader import SpanReaderConfig
 from seqjax.models.story_reader import StoryReaderConfig
 from seqjax.reporting import attention_map
@@ -80,7 +80,8 @@ class Config:
     report: answer_runs.Report = answer_runs.Report()
 
     def __post_init__(self):
-        check_least(self, seed=0, data_seed=0, warmup=0, linear_steps=0)
+        check_seeds(self)
+        check_least(self, warmup=0, linear_steps=0)
         train.check_unused(self.hyper, "label_smoothing", "scheduled_sampling", "embed_lr", "layer_lr")
         if self.data.source == "squad" and isinstance(self.model, StoryReaderConfig):
             raise InputError("data.source='squad' has answers of several words; take a preset with a reader of spans.")
@@ -264,11 +265,16 @@ class PredictOptions:
     map: Path | None = None
     """A file, such as map.png, for a picture of the attention."""
 
+    def __post_init__(self):
+        kinds = ".png", ".pdf", ".svg"
+        if self.map is not None and (self.map.suffix not in kinds or not self.map.parent.is_dir()):
+            raise InputError(f"map={self.map}: name a file that ends with {', '.join(kinds)}, in a folder that exists.")
+
 
 def predict(options: PredictOptions) -> None:
     """Answer a question about a text, and say where the model looked."""
     _, reader = answer_runs.load(options.run or newest_run(NAME), Config)
-    text = sys.stdin.read() if options.text is None else options.text.replace("\\n", "\n")
+    text = "\n".join(standard_input()) if options.text is None else options.text.replace("\\n", "\n")
     if not text.strip() or not options.question.strip():
         raise InputError("text and question must not be empty.")
     question = Question("", text.strip(), options.question, (), "")

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from experiments.answer_tasks import Answer, Corpus, Question, SpanFound, Task, clean, span_task, story_task
 from experiments.lm_runs import data_seed, make_optimizer, reading, start
+from experiments.seq2seq_runs import save_shapes
 from seqjax import distributed, sharding, train
 from seqjax.config import Run, read_config
 from seqjax.data import Buckets, batches, each_once, plan_shapes
@@ -173,7 +174,9 @@ def sample(questions: Sequence[Question], n: int) -> Sequence[Question]:
 
 def setup(config: Any, directory: Path, corpus: Corpus) -> train.Setup:
     """What trains and measures a model."""
-    return make_setup(config, make_task(config, vocabulary(config, directory, corpus)), corpus)[0]
+    parts, buckets = make_setup(config, make_task(config, vocabulary(config, directory, corpus)), corpus)
+    save_shapes(directory, reach(config.batches, buckets.shapes))
+    return parts
 
 
 def fit(config: Any, run: Run, corpus: Corpus) -> None:
@@ -183,8 +186,7 @@ def fit(config: Any, run: Run, corpus: Corpus) -> None:
     parts, buckets = make_setup(config, task, corpus, run.mesh)
     state = start(parts.init, config, run.mesh, task.axes)
     shapes = reach(config.batches, buckets.shapes)
-    if jax.process_index() == 0:
-        (run.directory / "shapes.json").write_text(json.dumps(shapes) + "\n")
+    save_shapes(run.directory, shapes)
     n_weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
         f"run {run.directory}: {', '.join(f'{len(found):,} {split}' for split, found in corpus.items())} questions, "

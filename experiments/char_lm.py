@@ -151,7 +151,8 @@ def run(config: Config, run: Run) -> None:
     model, params, values = lm_runs.fit(config, run, tokenizer, arrays)
     train.summarise(run.directory, values)
     lm_runs.show_samples(model, params, tokenizer, length=300)
-    print(f"\nMore: python -m experiments.{NAME} sample --run {run.directory} --prompt ROMEO: --temperature 0.7")
+    prompt = "--prompt ROMEO: " if config.data.path is None else ""  # other texts may lack a letter of it
+    print(f"\nMore: python -m experiments.{NAME} sample --run {run.directory} {prompt}--temperature 0.7")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

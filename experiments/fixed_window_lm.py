@@ -27,7 +27,7 @@ from jax.sharding import PartitionSpec as P
 from experiments import lm_runs
 from seqjax import decoding, distributed, losses, sharding, train
 from seqjax.config import Run, newest_run, run_experiment
-from seqjax.errors import InputError, check_least
+from seqjax.errors import InputError, check_least, check_seeds
 from seqjax.models import fixed_window_lm
 from seqjax.text import EOS, PAD, SOS, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -63,7 +63,9 @@ class Config:
     """Names of a step."""
 
     def __post_init__(self):
-        check_least(self, seed=0, data_seed=0, batch_size=1, warmup=0)
+        check_seeds(self)
+        check_least(self, batch_size=1, warmup=0)
+        train.check_unused(self.hyper, "scheduled_sampling", "embed_lr", "layer_lr")
 
 
 PRESETS = {
@@ -280,7 +282,8 @@ def run(config: Config, run: Run) -> None:
     for temperature in TEMPERATURES:
         names = generate(model, params, tokenizer, SampleOptions(temperature=temperature, samples=10))
         print(f"\nat temperature {temperature}:", ", ".join(names))
-    print(f"\nMore: python -m experiments.{NAME} sample --run {run.directory} --prompt an --temperature 0.7")
+    prompt = "--prompt an " if config.data.path is None else ""  # other names may lack a letter of it
+    print(f"\nMore: python -m experiments.{NAME} sample --run {run.directory} {prompt}--temperature 0.7")
 
 
 # --- sub-commands

@@ -92,13 +92,16 @@ class Config:
         series_runs.check(self, frames=False)
 
 
+SUNSPOTS = (221, 35, 53)
+"""Rows of the years until 1920, until 1955 and until 2008: the split of the literature."""
+
 _ETT = Data(parts=(8640, 2880, 2880), window=96, horizon=24, difference=True)
 """Informer's: 12, 4 and 4 months of hours."""
 
 PRESETS = {
     "sunspots": (
         "the number of sunspots next year: 1700-1920 trains, 1921-1955 validates, 1956-2008 tests; a GRU",
-        Config(data=Data(parts=(221, 35, 53)), model=SeriesRNNConfig(d_hidden=32)),
+        Config(model=SeriesRNNConfig(d_hidden=32)),
     ),
     "etth1": (
         "needs --data.path; oil temperature and load of a transformer for the next 24 hours, a GRU",
@@ -111,7 +114,7 @@ PRESETS = {
     "smoke": (
         "a few seconds, to see that everything works",
         Config(
-            data=Data(parts=(221, 35, 53), horizon=3),
+            data=Data(horizon=3),
             model=SeriesRNNConfig(d_hidden=8),
             loop=train.Loop(steps=20, log_every=10, eval_every=10, checkpoint_every=10),
         ),
@@ -145,10 +148,11 @@ class Windows(NamedTuple):
 def cut(series: Series, data: Data) -> Windows:
     """Scale and cut a series; forecasts of a split lie within it, what is seen before them may not."""
     n = len(series.values)
-    n_train, n_validation, n_test = data.parts or (n - n * 3 // 10, n // 10, n * 3 // 10 - n // 10)
+    shares = n - n * 3 // 10, n // 10, n * 3 // 10 - n // 10
+    n_train, n_validation, n_test = data.parts or (SUNSPOTS if data.path is None else shares)
     ends = np.cumsum([n_train, n_validation, n_test])
     if ends[-1] > n:
-        raise InputError(f"data.parts={data.parts}: the series has {n} rows only; lower them, or give --data.path.")
+        raise InputError(f"data.parts={data.parts}: the series has {n} rows only; lower them.")
     if n_train < data.window + data.horizon or min(n_validation, n_test) < data.horizon:
         raise InputError(
             f"data.window={data.window} and data.horizon={data.horizon} do not fit into {n_train}, {n_validation} and "

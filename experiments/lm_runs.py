@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from seqjax import decoding, distributed, export, losses, nn, sharding, train
 from seqjax.config import Run, newest_run, read_config
 from seqjax.data import BPTTWindows, batches, evaluation_windows, tokens
-from seqjax.errors import InputError, check_least
+from seqjax.errors import InputError, check_least, check_seeds
 from seqjax.models import fixed_window_lm, masked_lm, rnn_lm, transformer_lm
 from seqjax.text import EOS, SPECIALS, UNK, Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -74,7 +74,8 @@ def check_sizes(config: Any) -> None:
         raise InputError(
             f"window={config.window}; this model has learned positions for {longest} tokens (model.context)."
         )
-    check_least(config, seed=0, data_seed=0, batch_size=1, window=1, accumulate=1, warmup=0)
+    check_seeds(config)
+    check_least(config, batch_size=1, window=1, accumulate=1, warmup=0)
     train.check_unused(config.hyper, "scheduled_sampling", "embed_lr", "layer_lr")
 
 
@@ -101,9 +102,19 @@ def prepare(
     return load_tokenizer(path), read_tokens(directory)
 
 
+def files_of(directory: Path, pattern: str) -> list[Path]:
+    """The files of a run's data, which somebody may have left behind."""
+    if not (files := sorted(directory.glob(pattern))):
+        raise InputError(f"{directory} has no {pattern} any more; copy the whole run.")
+    return files
+
+
 def read_tokens(directory: Path) -> dict[str, np.ndarray]:
     """split -> its tokens, memory-mapped, from a run."""
-    return {file.stem: np.load(file, mmap_mode="r") for file in sorted((directory / "tokens").glob("*.npy"))}
+    try:
+        return {file.stem: np.load(file, mmap_mode="r") for file in files_of(directory, "tokens/*.npy")}
+    except ValueError as error:
+        raise InputError(f"{directory}/tokens is damaged ({error}); copy the run again.") from error
 
 
 def make_loss(config: Any, model: Model) -> Callable:
@@ -293,6 +304,7 @@ class SampleOptions:
         # Before a model is loaded.
         decoding.check_options(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
         check_least(self, samples=1, length=1)
+        check_seeds(self)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from experiments.series_runs import (
 from seqjax import losses, train
 from seqjax.config import Run, newest_run, run_experiment
 from seqjax.data.chorales import KEYS, LOWEST, Piece, chorales_file, piano_roll, pitches
-from seqjax.errors import InputError, check_least
+from seqjax.errors import InputError, check_least, check_seeds
 
 NAME = "music"
 
@@ -184,7 +184,8 @@ class SampleOptions:
     seed: int = 0
 
     def __post_init__(self):
-        check_least(self, frames=1, temperature=0, seed=0)
+        check_seeds(self)
+        check_least(self, frames=1, temperature=0)
         if not 0 < self.seconds < 10:
             raise InputError(f"seconds={self.seconds}; it must be above 0 and below 10.")
 

@@ -109,6 +109,7 @@ class Config:
 
     def __post_init__(self):
         train.check_hyper(self.hyper)
+        train.check_unused(self.hyper, "scheduled_sampling", "embed_lr", "layer_lr")
         if self.seed < 0 or self.window < 1:
             raise InputError(f"seed={self.seed} must be at least 0 and window={self.window} at least 1.")
         if "batch" in self.characters.norms:

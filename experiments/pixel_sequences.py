@@ -11,7 +11,6 @@ With "permuted" the pixels come in a fixed order that has no neighbours (Le et a
 experiments/README.md.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +32,7 @@ from experiments.series_runs import (
 )
 from seqjax import metrics, reporting, train
 from seqjax.config import Run, newest_run, run_experiment
-from seqjax.data import read_lines
+from seqjax.data import read_lines, standard_input
 from seqjax.data.digits import Images, digits, mnist_file
 from seqjax.errors import InputError
 
@@ -185,8 +184,8 @@ def predict(options: PredictOptions) -> None:
     predictor = series_runs.load(options.run or newest_run(NAME), TASK)
     data = predictor.config.data
     shape, highest = predictor.problem.about["shape"], 16 if data.source == "digits" else 255
-    lines = read_lines(options.input) if options.input else sys.stdin.read().splitlines()
-    rows = [_pixels(line, number, shape, highest) for number, line in enumerate(lines, 1)]
+    lines = read_lines(options.input) if options.input else standard_input()
+    rows = [_pixels(line, number, shape, highest) for number, line in enumerate(lines, 1) if line.strip()]
     pixels = np.array(rows, np.float32) / highest
     if not len(pixels):
         raise InputError("input: there is no image in it; give one a line.")

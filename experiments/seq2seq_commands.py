@@ -12,7 +12,7 @@ from experiments.seq2seq_texts import load_corpus
 from experiments.seq2seq_writer import Hypothesis, Model, Search, Writer, draw_attention, one_line
 from seqjax import export, train
 from seqjax.config import newest_run
-from seqjax.data import read_lines
+from seqjax.data import read_lines, standard_input
 from seqjax.errors import InputError
 from seqjax.models import transformer_seq2seq
 
@@ -120,6 +120,8 @@ class InteractiveOptions:
 
     def __post_init__(self):
         _check_counts(self)
+        if self.maps is not None and self.maps.exists() and not self.maps.is_dir():
+            raise InputError(f"maps={self.maps} is a file; name a folder, which may be new.")
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def commands(task: Task) -> dict[str, tuple[type, Callable[[Any], None]]]:
 
     def predict(options: PredictOptions) -> None:
         """Write a text for each line of a file, or of the standard input."""
-        lines = read_lines(options.input) if options.input else _standard_input()
+        lines = read_lines(options.input) if options.input else standard_input()
         _, config, writer, search = opened(options, average=options.average)
         sources = [task.clean(config, line) for line in lines]
         text = "".join(
@@ -219,21 +221,14 @@ def _formatted(found: Sequence[Hypothesis], scores: bool) -> str:
     return "".join((f"{h.score:.4f}\t{h.log_prob:.4f}\t" if scores else "") + one_line(h.text) + "\n" for h in found)
 
 
-def _standard_input() -> list[str]:
-    r"""Its lines, which end with ``\n`` or ``\r\n`` and nothing else, as those of a file."""
-    try:
-        lines = sys.stdin.buffer.read().decode().split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input: byte {error.start} is not valid UTF-8; convert it to UTF-8.") from error
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
-
-
 def _typed() -> Iterable[str]:
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise InputError(f"standard input: byte {error.start} is not valid UTF-8; convert it to UTF-8.") from error
         if not line.strip():
             return
         yield line

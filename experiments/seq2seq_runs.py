@@ -35,7 +35,7 @@ from seqjax import decoding, losses, nn, sharding, train
 from seqjax.checkpoint import Checkpoints
 from seqjax.config import Run, read_config
 from seqjax.data import PairBuckets, batches, bucket_shapes, evaluation_batches
-from seqjax.errors import InputError, check_least
+from seqjax.errors import InputError, check_least, check_seeds
 from seqjax.models import rnn_seq2seq, transformer_seq2seq
 
 MODULES: dict[type, Callable[..., nnx.Module]] = {
@@ -72,7 +72,8 @@ class Batching:
 
 def check(config: Any) -> None:
     """Raise `InputError` for a configuration whose parts do not fit."""
-    check_least(config, seed=0, data_seed=0, warmup=0)
+    check_seeds(config)
+    check_least(config, warmup=0)
     train.check_unused(config.hyper, "embed_lr", "layer_lr")
     model, limits = config.model, config.batches
     if getattr(model, "attention", "") == "none" and config.search.coverage_penalty > 0:

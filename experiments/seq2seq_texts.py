@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.lm_runs import files_of
 from seqjax import distributed
 from seqjax.data import read_lines
 from seqjax.errors import InputError
@@ -130,7 +131,7 @@ def load_corpus(directory: Path) -> dict[str, list[Example]]:
         records = map(json.loads, read_lines(file))
         return [Example(record["source"], tuple(record["targets"])) for record in records]
 
-    return {file.stem: examples(file) for file in sorted((directory / "corpus").glob("*.jsonl"))}
+    return {file.stem: examples(file) for file in files_of(directory, "corpus/*.jsonl")}
 
 
 def digest(texts: Texts) -> np.ndarray:

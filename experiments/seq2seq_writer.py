@@ -1,5 +1,6 @@
 """How the experiments from sequence to sequence write: searches, trained models that write, pictures of attention."""
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from experiments.seq2seq_texts import Example, Texts
 from seqjax import decoding, sharding
 from seqjax.data import count_cut, evaluation_batches
-from seqjax.errors import InputError, check_least
+from seqjax.errors import InputError, check_least, check_seeds
 from seqjax.reporting import attention_map
 from seqjax.text import EOS, PAD, SOS, UNK
 
@@ -47,10 +48,13 @@ class Search:
     """Sources at a time."""
 
     def __post_init__(self):
-        check_least(self, beam_size=1, batch_size=1, seed=0, min_length=0, no_repeat_ngram=0)
+        check_seeds(self)
+        check_least(self, beam_size=1, batch_size=1, min_length=0, no_repeat_ngram=0)
         if self.max_length is not None and self.max_length < 1:
             raise InputError(f"max_length={self.max_length}; it must be at least 1.")
         # Now, not when the first text is written, after hours of training.
+        if not math.isfinite(self.alpha):
+            raise InputError(f"alpha={self.alpha}; it must be finite.")
         if not self.coverage_penalty >= 0:
             raise InputError(f"coverage_penalty={self.coverage_penalty}; it must be at least 0.")
         if self.repetition_penalty is not None and not self.repetition_penalty > 0:

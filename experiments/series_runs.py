@@ -20,7 +20,7 @@ from seqjax import export, losses, nn, sharding, train
 from seqjax.config import Run, newest_run, read_config
 from seqjax.data import Buckets, Shape, batches, each_once, plan_shapes
 from seqjax.data.windows import Steps
-from seqjax.errors import InputError, check_least
+from seqjax.errors import InputError, check_least, check_seeds
 from seqjax.models.series import SeriesRNN, SeriesRNNConfig
 from seqjax.models.series_transformer import SeriesTransformer, SeriesTransformerConfig
 from seqjax.models.tcn import TCN, TCNConfig
@@ -157,7 +157,8 @@ def check(config: Any, *, frames: bool) -> None:
 
     ``frames`` says whether there is something to be found for each place, or for a sequence.
     """
-    check_least(config, seed=0, data_seed=0, batch_size=1, warmup=0)
+    check_seeds(config)
+    check_least(config, batch_size=1, warmup=0)
     train.check_unused(config.hyper, "scheduled_sampling", "embed_lr", "layer_lr")
     if (config.model.readout == "frames") != frames:
         wanted = "frames: every place has its answer" if frames else "last or mean: a sequence has one answer"

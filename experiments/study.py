@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from experiments.embedding_runs import use_cores
 from seqjax import train
 from seqjax.config import Run, changed, differing, run_experiment, write_config
-from seqjax.errors import InputError, check_least
+from seqjax.errors import InputError, TrainingError, check_least
 from seqjax.reporting import read_metrics, write_json
 from seqjax.study import Result, Standings, Study, axes, figures, run_study
 from seqjax.study.tables import seeds_table, table
@@ -38,7 +38,7 @@ EXPERIMENTS = (
     *("char_lm", "word_lm", "fixed_window_lm", "toy_seq2seq", "g2p", "translate", "summarise"),
     *("classify", "tag", "answer", "memory_tasks", "pixel_sequences", "music", "forecast"),
 )
-FIXED = ("seed", "data_seed", "data", "loop", "study", "search", "report")
+FIXED = ("seed", "data_seed", "data", "start", "loop", "study", "search", "report")
 """What all members have in common."""
 
 
@@ -266,9 +266,10 @@ def study_of(module: Any) -> Callable[[Any, Run], None]:
         write_results(module, config, everybody, run.directory)
         print(f"\nresults, tables and figures: {run.directory}")
         if best is None:
-            print("no member came to the end")
-            return
+            raise TrainingError("no member came to the end: all losses were too large or not finite; see table.md.")
         member = best.member
+        # Of a study in parts, the last one has left its shapes of batches there.
+        module.setup(member.config, folder)
         write_config(folder, module.NAME, member.config, shlex.split(command_of(module, member.config))[3:])
         train.save_run(folder, best.setup, best.state, member.config.hyper)
         write_json(folder / "summary.json", member.result.metrics)

@@ -494,8 +494,9 @@ def show(options: TagOptions) -> None:
         print(conll(labels, examples, found), end="")
     else:
         screen = Console(soft_wrap=True, highlight=False)
-        for line in pieces:
-            screen.print(tagged(line))
+        each = iter(pieces)
+        for row in rows:  # an empty line stays one
+            screen.print(tagged(next(each)) if row else "")
     if options.html is not None:
         write_html(options.html, NAME, map(tagged_html, pieces))
 

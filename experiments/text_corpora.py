@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from experiments import embedding_runs, trunk_runs
+from experiments.lm_runs import files_of
 from seqjax import distributed
 from seqjax.embeddings import WordVectors, load_vectors
 from seqjax.errors import InputError
@@ -142,7 +143,7 @@ def load_corpus(directory: Path) -> dict[str, list[Example]]:
         with open(file, encoding="utf-8", errors="surrogatepass", newline="\n") as lines:
             return [Example(*map(tuple, json.loads(line))) for line in lines]
 
-    return {file.stem: examples(file) for file in sorted((directory / "corpus").glob("*.jsonl"))}
+    return {file.stem: examples(file) for file in files_of(directory, "corpus/*.jsonl")}
 
 
 def digest(texts: Texts) -> np.ndarray:

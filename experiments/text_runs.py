@@ -36,8 +36,8 @@ from experiments.seq2seq_runs import check_vocabulary, save_shapes
 from experiments.text_corpora import Corpus, Example, Texts, digest, load_corpus, load_texts
 from seqjax import export, nn, sharding, train
 from seqjax.config import Run, newest_run, read_config
-from seqjax.data import Buckets, Shape, batches, each_once, plan_shapes, read_lines
-from seqjax.errors import InputError, check_least
+from seqjax.data import Buckets, Shape, batches, each_once, plan_shapes, read_lines, standard_input
+from seqjax.errors import InputError, check_least, check_seeds
 
 
 class Batch(NamedTuple):
@@ -77,7 +77,8 @@ class Batching:
 
 def check(config: Any) -> None:
     """Raise `InputError` for a configuration whose parts do not fit."""
-    check_least(config, seed=0, data_seed=0, warmup=0, thaw=0)
+    check_seeds(config)
+    check_least(config, warmup=0, thaw=0)
     longest = getattr(config.model, "longest", None) if config.start is None else None
     if longest is not None and config.batches.max_length > longest:
         raise InputError(
@@ -470,7 +471,7 @@ class PredictOptions:
         """What is to be read."""
         if self.text is not None:
             return [self.text]
-        return read_lines(self.input) if self.input else [line.rstrip("\r\n") for line in sys.stdin]
+        return read_lines(self.input) if self.input else standard_input()
 
     @property
     def highlights(self) -> bool:

@@ -54,6 +54,8 @@ class Data:
                 f"data.shortest={self.shortest}, longest={self.longest} and longest_test={self.longest_test}; none may "
                 "be below the one before it."
             )
+        if self.task == "addition" and (self.longest_test or self.longest) > 18:
+            raise InputError(f"data.longest={self.longest_test or self.longest}; addition has at most 18 digits.")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Config:
 
     def __post_init__(self):
         if (self.model.tied == "all" or getattr(self.model, "copy", False)) and not self.data.joint:
-            raise InputError("model.tied='all' and model.copy need one vocabulary; set --data.joint True.")
+            raise InputError("model.tied='all' and model.copy need one vocabulary; set --data.joint.")
         seq2seq_runs.check(self)
 
 

@@ -85,7 +85,7 @@ def run_experiment(
     Returns:
       0 done; 2 bad input, told in one line on stderr (as is status 1, for the other errors that seqjax itself
       raises). Further exceptions pass, and so does ``SystemExit(143)``, by which ``train`` says that it stopped at
-      SIGTERM after saving. Ctrl-C gives 130.
+      SIGTERM after saving. Ctrl-C gives 130, output that nobody reads any more 141.
 
     With ``mesh_axes``, a run may have several processes, see `seqjax.distributed`. All of them get the same ``--run``,
     on storage that they share, and call ``train``; process 0 alone writes and has the screen. They end together: a
@@ -100,9 +100,14 @@ def run_experiment(
         try:
             job = _parse(name, presets, train, commands, description, mesh_axes, argv)
         except SystemExit:  # tyro has printed help
+            sys.stdout.flush()
             return 0
         job()
+        sys.stdout.flush()
         status, message = 0, ""
+    except BrokenPipeError:  # whoever reads the output has seen enough: head, or less
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        status, message = 141, "the output was closed"
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
         print(message, file=sys.stderr)
@@ -144,10 +149,13 @@ def read_config(path: Path, config_type: type[C]) -> C:
       InputError: the file cannot be read, or a field is unknown, missing without a default, or of another type.
     """
     path = path / "config.json" if path.is_dir() else path
+    record: dict[str, Any] = {}
     try:
-        return _from_json(_read(path)["config"], config_type, "config")
+        record = _read(path)
+        return _from_json(record["config"], config_type, "config")
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        whose = f" (it is that of a run of {record['experiment']})" if "experiment" in record else ""
+        raise InputError(f"{path}: {error}{whose}") from None
 
 
 def _folder(name: str) -> Path:
@@ -313,9 +321,13 @@ def _parse_train(name, presets, preset, text, mesh_axes, args):
     directory, saved = given.run, None
     if given.resume:
         directory = directory or newest_run(name)
-        saved = read_config(directory / "config.json", type(start))
-        if (experiment := _read(directory / "config.json").get("experiment")) != name:
+        try:
+            experiment = _read(directory / "config.json").get("experiment")
+        except InputError as error:
+            raise InputError(f"{directory / 'config.json'}: {error}") from None
+        if experiment != name:
             raise InputError(f"{directory} is a run of experiment {experiment!r}, not of {name!r}")
+        saved = read_config(directory / "config.json", type(start))
     if given.config is not None:
         start = read_config(given.config, type(start))
     elif saved is not None and preset is None:

@@ -19,5 +19,13 @@ def check_least(config: object, prefix: str = "", /, **least: int) -> None:
     """
     for name, bound in least.items():
         value = getattr(config, name)
-        if value is not None and value < bound:
+        if value is not None and not value >= bound:  # nor NaN
             raise InputError(f"{prefix}{name}={value}; it must be at least {bound}.")
+
+
+def check_seeds(config: object) -> None:
+    """Raise `InputError` for a seed that is none: keys are made of 32 bits, and larger numbers would wrap around."""
+    for name in ("seed", "data_seed"):
+        value = getattr(config, name, None)
+        if value is not None and not 0 <= value < 2**32:
+            raise InputError(f"{name}={value}; it must be at least 0 and below {2**32}.")

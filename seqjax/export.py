@@ -349,7 +349,7 @@ def _readme(conventions: Mapping[str, Any]) -> str:
         if isinstance(spec, dict):
             return "{" + ", ".join(f'"{name}": {one(of)}' for name, of in spec.items()) + "}"
         dtype, _, sizes = spec.rstrip("]").partition("[")
-        return f"np.ones({tuple(1 for _ in _letters(sizes))}, np.{dtype})"
+        return f"np.ones({tuple(int(size) if size.isdecimal() else 1 for size in _letters(sizes))}, np.{dtype})"
 
     name, convention = next(iter(conventions.items()))
     arguments = ", ".join(one(spec) for argument, spec in convention["arguments"].items() if argument != "params")

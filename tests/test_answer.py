@@ -291,7 +291,7 @@ def test_predict_says_where_it_looked(capsys, monkeypatch, preset):
     first = given.splitlines()[0].split("  ")[0]
     assert first in story if preset == "smoke_spans" else " " not in first
     assert Path("map.png").read_bytes()[:4] == b"\x89PNG"
-    monkeypatch.setattr("sys.stdin", io.StringIO(story + "\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((story + "\n").encode())))
     assert main("predict", *asked) == 0
     assert capsys.readouterr().out == given
     assert main("predict", *asked, "--text", " ") == 2

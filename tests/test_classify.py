@@ -90,7 +90,9 @@ def test_the_order_of_files_changes_nothing(workplace):
 
 
 def test_predict_answers_with_highlighted_words(workplace, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Who wrote rome ?\n\nWhere is <tea> & a b c d e f g ?\n"))
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Who wrote rome ?\n\nWhere is <tea> & a b c d e f g ?\n"))
+    )
     assert main("predict", "--html", "words.html", "--highlight", "always") == 0
     first, nothing, long = capsys.readouterr().out.splitlines()
     assert first.startswith("HUM 0.")

@@ -2,8 +2,10 @@ import json
 import math
 import os
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal, NamedTuple
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from seqjax.checkpoint import CheckpointError
 from seqjax.config import Run, newest_run, read_config, run_experiment, write_config
-from seqjax.errors import InputError
+from seqjax.errors import InputError, check_least, check_seeds
 
 
 class Hyper(NamedTuple):
@@ -425,3 +427,20 @@ def test_files_that_are_no_config(tmp_path, text):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=r"config.json: this is no config.json of a run"):
         read_config(path, Config)
+
+
+def test_seeds_have_32_bits_and_nan_is_no_number():
+    check_seeds(SimpleNamespace(seed=2**32 - 1, data_seed=None))
+    for seed in (-1, 2**32):
+        with pytest.raises(InputError, match=f"data_seed={seed}; it must be at least 0 and below 4294967296"):
+            check_seeds(SimpleNamespace(seed=0, data_seed=seed))
+    with pytest.raises(InputError, match="rate=nan; it must be at least 0"):
+        check_least(SimpleNamespace(rate=float("nan")), rate=0)
+
+
+def test_a_reader_that_has_seen_enough():
+    program = "import sys; from experiments import char_lm; sys.exit(char_lm.main(['--help']))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()  # before anything is written
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

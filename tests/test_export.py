@@ -266,7 +266,7 @@ def test_a_number_is_an_argument_too(tmp_path):
     found = bundle.functions["apply"](bundle.params, jnp.array([1.0, 1.0]), jnp.float32(3))
     assert found.tolist() == [3, 6]
     assert (
-        "apply(params, np.ones((1,), np.float32), np.ones((), np.float32))" in (tmp_path / "b/README.txt").read_text()
+        "apply(params, np.ones((2,), np.float32), np.ones((), np.float32))" in (tmp_path / "b/README.txt").read_text()
     )
 
 

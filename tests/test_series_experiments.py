@@ -304,7 +304,7 @@ def test_what_comes_next(capsys):
 def test_what_an_image_shows(capsys, monkeypatch):
     data = pixel_sequences.images(pixel_sequences.Data())["test"]
     lines = [",".join(str(int(16 * p)) for p in image.ravel()) for image in data.pixels[:3]]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(("\n".join(lines) + "\n").encode())))
     capsys.readouterr()
     assert main(pixel_sequences, "predict") == 0
     found = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -143,9 +143,12 @@ def test_predict_highlights_tags(workplace, capsys, monkeypatch):
     assert capsys.readouterr().out == "Bob/WHO saw [New York City]/LOC 5\n"
     page = Path("tags.html").read_text()
     assert ">New York City <small>LOC</small></span> 5" in page
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Ann saw Rome\n\nCarl saw Oslo\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Ann saw Rome\n\nCarl saw Oslo\n")))
     assert main("predict", "--conll", "--tokenized") == 0
     assert capsys.readouterr().out == "Ann\tB-WHO\nsaw\tO\nRome\tB-LOC\n\nCarl\tB-WHO\nsaw\tO\nOslo\tB-LOC\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Ann saw Rome\n\nCarl saw Oslo\n")))
+    assert main("predict", "--tokenized") == 0  # an empty line stays one
+    assert capsys.readouterr().out == "Ann/WHO saw Rome/LOC\n\nCarl/WHO saw Oslo/LOC\n"
     assert re.findall(tag.WORD, "I don't, well-known o'clock!") == ["I", "don't", "well-known", "o'clock"]
     assert tagged([("a", "X"), ("b", "")]).spans[0].style.startswith("black on rgb")
     assert tagged_html([("<a>", "B")]).endswith("&lt;a&gt; <small>B</small></span>")

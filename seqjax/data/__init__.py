@@ -24,6 +24,7 @@ from seqjax.data.conll import conll_file as conll_file
 from seqjax.data.conll import conllu_file as conllu_file
 from seqjax.data.files import read_lines as read_lines
 from seqjax.data.files import read_text as read_text
+from seqjax.data.files import standard_input as standard_input
 from seqjax.data.labelled import Labelled as Labelled
 from seqjax.data.labelled import labelled_files as labelled_files
 from seqjax.data.labelled import labelled_folder as labelled_folder

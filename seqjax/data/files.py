@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -46,6 +47,15 @@ def read_lines(path: PathLike, *, encoding: str = "utf-8") -> list[str]:
     if not lines[-1]:
         lines.pop()  # the file ends with a line's end, as it should
     return [line.removesuffix("\r") for line in lines]
+
+
+def standard_input() -> list[str]:
+    """The lines of the standard input, as `read_lines` gives those of a file."""
+    try:
+        lines = sys.stdin.buffer.read().decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input: byte {error.start} is not valid UTF-8; convert it to UTF-8.") from error
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def read_json(path: PathLike) -> Any:

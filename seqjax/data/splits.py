@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def text_words(
                 words += len(block.split())
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 ({error}); convert it.") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot read the text ({error}); give a UTF-8 file, or one in .gz.") from error
     text = "".join(blocks)
     if limit is not None and (last := next(islice(re.finditer(r"\S+", text), limit - 1, None), None)):

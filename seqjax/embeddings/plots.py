@@ -1,6 +1,7 @@
 """Looking at word vectors: a map of chosen words, and files for TensorBoard's projector."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,9 +43,11 @@ def plot_words(vectors: WordVectors, words: Sequence[str], path: str | os.PathLi
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
-    figure.draw_without_rendering()  # fixes the layout, so that sizes of labels are known
-    _label(axes, points, words, canvas.get_renderer())
-    figure.savefig(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+        figure.draw_without_rendering()  # fixes the layout, so that sizes of labels are known
+        _label(axes, points, words, canvas.get_renderer())
+        figure.savefig(path)
     return Path(path)
 
 

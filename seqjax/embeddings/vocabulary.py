@@ -6,6 +6,7 @@ again and again over sentences, lists of words. Neither has to fit into memory.
 
 import gzip
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def _file(path: Path) -> Iterator[list[str]]:
             yield from _cut(words + half.split())
     except UnicodeDecodeError as error:
         raise InputError(f"corpus {path} is not UTF-8 ({error}): convert it") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"corpus {path} cannot be read ({error}): give a text file") from error
 
 
