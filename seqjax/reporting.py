@@ -10,7 +10,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -185,8 +186,7 @@ def attention_map(weights, source: Sequence[str], target: Sequence[str], path: s
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_color("#e4e4e4")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+    with boxes_for_glyphs():
         figure.savefig(path)
     return Path(path)
 
@@ -220,8 +220,7 @@ def confusion_map(matrix, labels: Sequence[str], path: str | os.PathLike) -> Pat
     axes.set(xlabel="found", ylabel="right")
     axes.tick_params(length=0)
     axes.spines[:].set_color("#e4e4e4")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    with boxes_for_glyphs():
         figure.savefig(path)
     return Path(path)
 
@@ -250,6 +249,14 @@ def _truncate(path: Path, last: int) -> list[dict[str, Any]]:
         os.fsync(file.fileno())
     os.replace(new, path)  # atomic: a kill here leaves either file whole
     return rows
+
+
+@contextmanager
+def boxes_for_glyphs() -> Iterator[None]:
+    """Without a warning for each character that a font lacks: a box stands for it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def write_json(path: Path, values: Mapping[str, SupportsFloat]) -> None:

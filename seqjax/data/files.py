@@ -43,19 +43,22 @@ def read_lines(path: PathLike, *, encoding: str = "utf-8") -> list[str]:
 
     Raises InputError as `read_text` does.
     """
-    lines = read_text(path, encoding=encoding).split("\n")
-    if not lines[-1]:
-        lines.pop()  # the file ends with a line's end, as it should
-    return [line.removesuffix("\r") for line in lines]
+    return _lines(read_text(path, encoding=encoding))
 
 
 def standard_input() -> list[str]:
     """The lines of the standard input, as `read_lines` gives those of a file."""
     try:
-        lines = sys.stdin.buffer.read().decode().split("\n")
+        return _lines(sys.stdin.buffer.read().decode())
     except UnicodeDecodeError as error:
         raise InputError(f"standard input: byte {error.start} is not valid UTF-8; convert it to UTF-8.") from error
-    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _lines(text: str) -> list[str]:
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()  # the text ends with a line's end, as it should
+    return [line.removesuffix("\r") for line in lines]
 
 
 def read_json(path: PathLike) -> Any:

@@ -1,7 +1,6 @@
 """Looking at word vectors: a map of chosen words, and files for TensorBoard's projector."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from seqjax.embeddings.factorize import pca
 from seqjax.embeddings.vectors import WordVectors
 from seqjax.errors import InputError
+from seqjax.reporting import boxes_for_glyphs
 
 
 def plot_words(vectors: WordVectors, words: Sequence[str], path: str | os.PathLike) -> Path:
@@ -43,8 +43,7 @@ def plot_words(vectors: WordVectors, words: Sequence[str], path: str | os.PathLi
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+    with boxes_for_glyphs():
         figure.draw_without_rendering()  # fixes the layout, so that sizes of labels are known
         _label(axes, points, words, canvas.get_renderer())
         figure.savefig(path)

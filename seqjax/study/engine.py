@@ -318,7 +318,7 @@ def _host_memory() -> float:
         free = 1024.0 * int(lines["MemAvailable"].split()[0])
         limit, used = (float(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         statistics = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-        free = min(free, limit - used + float(statistics["inactive_file"]))  # cached files make room
+        free = min(free, limit - used + float(statistics.get("inactive_file", 0)))  # cached files make room
     except (OSError, ValueError, KeyError):  # "max" is no number: there is no limit
         pass
     return free
