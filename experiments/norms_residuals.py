@@ -35,7 +35,7 @@ from experiments import char_lm, lm_runs
 from seqjax import losses, train
 from seqjax.config import Run, run_experiment
 from seqjax.data.digits import small_digits
-from seqjax.errors import InputError, check_least
+from seqjax.errors import InputError, check_least, check_seeds
 from seqjax.layers import affine
 from seqjax.models.transformer_lm import TransformerConfig
 from seqjax.normalization import BatchStats, batch_norm, batch_stats, layer_norm, rms_norm
@@ -110,8 +110,8 @@ class Config:
     def __post_init__(self):
         train.check_hyper(self.hyper)
         train.check_unused(self.hyper, "scheduled_sampling", "embed_lr", "layer_lr")
-        if self.seed < 0 or self.window < 1:
-            raise InputError(f"seed={self.seed} must be at least 0 and window={self.window} at least 1.")
+        check_seeds(self)
+        check_least(self, window=1)
         if "batch" in self.characters.norms:
             raise InputError("characters.norms: batch norm would see the future of a text; choose layer, rms or none.")
         if self.characters.width % D_HEAD:
